@@ -1,0 +1,58 @@
+"""wscluster: WebSocket servers on every core, sticky by client, with no proxy in the data path.
+
+Importing this package loads neither the primary nor a worker; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
+    from wscluster.context import publish
+    from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
+    from wscluster.marks import lifespan, process_request
+
+    this_worker: ThisWorker
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BusUnavailable": "wscluster.errors",
+    "Connection": "wscluster.api",
+    "Gap": "wscluster.api",
+    "Joined": "wscluster.api",
+    "Message": "wscluster.api",
+    "NotInWorker": "wscluster.errors",
+    "WsclusterError": "wscluster.errors",
+    "lifespan": "wscluster.marks",
+    "process_request": "wscluster.marks",
+    "publish": "wscluster.context",
+}
+
+__all__ = [
+    "BusUnavailable",
+    "Connection",
+    "Gap",
+    "Joined",
+    "Message",
+    "NotInWorker",
+    "WsclusterError",
+    "lifespan",
+    "process_request",
+    "publish",
+    "this_worker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "this_worker":
+        context = importlib.import_module("wscluster.context")
+        return context.current("wscluster.this_worker").this_worker
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wscluster' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,189 @@
+"""What a handler is given: the names and types that programs are written against. Nothing here does anything."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+Data = str | bytes
+"""A message: text is `str`, binary is `bytes`."""
+
+DataLike = str | bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What `Connection.join` returns.
+
+    Attributes:
+        position: Position of the room's last message at the moment of the join.
+        recovered: False where ``since`` was given and the log no longer reaches back to it.
+        missed: Number of messages that were replayed.
+    """
+
+    position: str
+    recovered: bool = True
+    missed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages of ``room`` between the positions ``after`` and ``before`` were lost on the way to this worker."""
+
+    room: str
+    after: str
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A room's message as `subscribe` gives it."""
+
+    room: str
+    data: Data
+    position: str
+
+
+class ThisWorker(Protocol):
+    """The worker that the program runs in (`wscluster.this_worker`)."""
+
+    @property
+    def slot(self) -> int: ...
+    @property
+    def phase(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def state(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class Connection(Protocol):
+    """One open WebSocket, as a handler sees it.
+
+    It has what `websockets.asyncio.server.ServerConnection` gives a handler, with the same meaning and the same
+    exceptions (`websockets.exceptions`), and the rooms of wscluster.
+    """
+
+    session: dict[str, Any]
+    """Values (JSON-able) that are the application's own and stay with the connection."""
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Names the connection in the log."""
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Host and port of the true client; None on a Unix socket."""
+
+    @property
+    def remote_address(self) -> Any:
+        """The same as `client`."""
+
+    @property
+    def local_address(self) -> Any:
+        """Address that the client connected to."""
+
+    @property
+    def slot(self) -> int:
+        """Number of the slot that the worker sits in."""
+
+    @property
+    def request(self) -> Any:
+        """The opening handshake's request: ``path`` and ``headers``."""
+
+    @property
+    def response(self) -> Any:
+        """The opening handshake's response."""
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The negotiated subprotocol."""
+
+    @property
+    def state(self) -> Any:
+        """`websockets.protocol.State`."""
+
+    @property
+    def latency(self) -> float:
+        """Seconds of the last measured round trip; 0.0 before the first."""
+
+    @property
+    def close_code(self) -> int | None:
+        """Close code that the client sent (RFC 6455, 7.1.5); None while open, 1006 where there was none."""
+
+    @property
+    def close_reason(self) -> str | None:
+        """Close reason that the client sent; None while open."""
+
+    @property
+    def logger(self) -> Any:
+        """Logger whose lines carry the connection's id."""
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """Rooms that this connection is in."""
+
+    @property
+    def positions(self) -> Mapping[str, str]:
+        """For each room, the position of the last message delivered to this connection."""
+
+    async def recv(self, decode: bool | None = None) -> Any:
+        """Return the next message; ``decode`` forces `str` (True) or `bytes` (False).
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+            ConcurrencyError: Another task waits in `recv` already.
+        """
+
+    async def send(
+        self, message: DataLike | Iterable[DataLike] | AsyncIterable[DataLike], *, text: bool | None = None
+    ) -> None:
+        """Send a message, or fragments of one; waits while the client reads too slowly.
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+            TypeError: The message is neither text nor binary.
+        """
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Perform the closing handshake (RFC 6455, 7); does nothing when it is closed."""
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed."""
+
+    async def ping(self, data: DataLike | None = None) -> Awaitable[float]:
+        """Send a ping; await what is returned for the pong and the latency in seconds."""
+
+    async def pong(self, data: DataLike = b"") -> None:
+        """Send an unsolicited pong."""
+
+    def respond(self, status: int, text: str) -> Any:
+        """Make a plain text HTTP response, for ``process_request``."""
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Iterate over the messages until the connection is closed normally."""
+
+    async def join(self, room: str) -> Joined:
+        """Become a member of ``room`` (1 to 255 bytes of UTF-8); returns when the subscription is live.
+
+        Raises:
+            ValueError: The name is empty or too long.
+            BusUnavailable: The bus did not answer within ``--bus-timeout``.
+        """
+
+    async def leave(self, room: str) -> None:
+        """Stop being a member of ``room``; no error where it is none."""
+
+    async def publish(self, room: str, message: DataLike, *, exclude_self: bool = False) -> str:
+        """Send ``message`` to every member of ``room`` on every worker; returns its position.
+
+        Raises:
+            TypeError: The message is neither `str` nor bytes-like.
+            ValueError: The room's name is empty or too long.
+            BusUnavailable: No answer within ``--bus-timeout``; whether the message arrived is unknown.
+        """

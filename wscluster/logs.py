@@ -1,0 +1,32 @@
+"""Logging of the primary and the workers: one line on standard error for each decision."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+class _Formatter(logging.Formatter):
+    """``2026-01-31 12:00:00.123 INFO  primary | text``; control characters never reach the terminal raw."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {who} | %(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return escape_controls(super().formatMessage(record))
+
+
+def escape_controls(text: str) -> str:
+    """Return ``text`` in one line, with control characters (CR, LF, ESC, …) written as ``\\xNN``."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def set_up(level: str, who: str) -> None:
+    """Send this process's log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(who))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

@@ -1,0 +1,214 @@
+"""The wire format between the primary and one worker: one packet is one datagram of an ``AF_UNIX SOCK_SEQPACKET`` link.
+
+The first byte names the kind. `Offer`, `Adopted` and `Refused` travel once for every few connections and are packed by
+hand; the others are rare and travel as JSON. Sockets (SCM_RIGHTS) go beside an `Offer`, one for each connection, in the
+same order. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MAX_PACKET_BYTES = 200_000
+"""What an encoded packet may measure: the kernel refuses more than 212,951 bytes (EMSGSIZE)."""
+
+MAX_TRACEBACK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One connection of an `Offer`: ``number`` is the primary's name for it, host and port are the true client's.
+
+    ``host`` is empty and ``port`` 0 for a client on a Unix socket.
+    """
+
+    number: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Primary to worker, the first packet: who the worker is, and the configuration (`config.to_json`)."""
+
+    slot: int
+    worker: int
+    phase: int
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Primary to worker: these connections are yours if you take them; their sockets come with the packet."""
+
+    connections: tuple[Offered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Primary to worker: take nothing new, close what is open with ``code``, exit within ``timeout`` seconds."""
+
+    code: int
+    reason: str
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Primary to worker: send a `Beat` now, with this ``serial``."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class BusAt:
+    """Primary to worker: where the private bus is. ``url`` is None where there is none, and ``reason`` says why."""
+
+    url: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker to primary: the target is imported, its lifespan has begun, connections are welcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    """Worker to primary, its last packet: it cannot become ready.
+
+    ``exit_code`` is 4 where the target is at fault (`errors.ExitCode.TARGET`), else 3. ``reason`` is one line,
+    ``traceback`` the user's own traceback or empty.
+    """
+
+    exit_code: int
+    reason: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """Worker to primary: these are mine; written before the first byte of any of them is read."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Worker to primary: place these elsewhere; no byte of them was read."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantBus:
+    """Worker to primary: a room was used for the first time, start the private bus and say where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A worker's figures. Counters count since the worker began; None is what this kind of target cannot know."""
+
+    connections: int = 0
+    adopted: int = 0
+    messages_in: int | None = 0
+    messages_out: int | None = 0
+    rooms: int | None = 0
+    loop_lag_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    rss_bytes: int = 0
+    published: int = 0
+    delivered: int = 0
+    gaps: int = 0
+    slow_closed: int = 0
+    bus_connected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Worker to primary: the event loop turns. ``serial`` is that of the `Poll` it answers, else 0."""
+
+    serial: int = 0
+    stats: Stats = field(default_factory=Stats)
+
+
+Packet = Start | Offer | Drain | Poll | BusAt | Ready | BootFailed | Adopted | Refused | WantBus | Beat
+
+_KINDS: tuple[type[Any], ...] = (
+    Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat,
+)  # fmt: skip
+_KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
+_OFFERED = struct.Struct("!QHB")
+
+
+class InvalidPacket(ValueError):
+    """Bytes on a link that are no packet: the peer is another version, or broken."""
+
+
+def encode(packet: Packet) -> bytes:
+    """Return the bytes of ``packet``.
+
+    Raises:
+        InvalidPacket: It would be longer than `MAX_PACKET_BYTES`.
+    """
+    head = bytes((_KIND_OF[type(packet)],))
+    match packet:
+        case Offer(connections):
+            body = b"".join(map(_encode_offered, connections))
+        case Adopted(numbers) | Refused(numbers):
+            body = struct.pack(f"!{len(numbers)}Q", *numbers)
+        case BootFailed(traceback=traceback):
+            kept = traceback.encode(errors="replace")[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
+            body = _json({**asdict(packet), "traceback": kept})
+        case _:
+            body = _json(asdict(packet))
+    if len(body) >= MAX_PACKET_BYTES:
+        raise InvalidPacket(f"{type(packet).__name__} of {len(body)} bytes: more than {MAX_PACKET_BYTES}")
+    return head + body
+
+
+def decode(data: bytes) -> Packet:
+    """Return the packet that ``data`` holds.
+
+    Raises:
+        InvalidPacket: The bytes are none.
+    """
+    try:
+        kind = _KINDS[data[0] - 1] if data[0] else None
+        if kind is Offer:
+            return Offer(_decode_offered(memoryview(data)[1:]))
+        if kind is Adopted or kind is Refused:
+            return kind(struct.unpack(f"!{(len(data) - 1) // 8}Q", data[1:]))  # type: ignore[no-any-return]
+        if kind is Beat:
+            body = json.loads(data[1:])
+            return Beat(body["serial"], Stats(**body["stats"]))
+        if kind is not None:
+            return kind(**json.loads(data[1:]))  # type: ignore[no-any-return]
+    except (ValueError, TypeError, KeyError, IndexError, struct.error) as exc:
+        raise InvalidPacket(f"{len(data)} bytes that are no packet: {exc}") from exc
+    raise InvalidPacket(f"unknown kind of packet: {data[0]}")
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def _encode_offered(offered: Offered) -> bytes:
+    host = offered.host.encode()
+    return _OFFERED.pack(offered.number, offered.port, len(host)) + host
+
+
+def _decode_offered(body: memoryview) -> tuple[Offered, ...]:
+    found, at = [], 0
+    while at < len(body):
+        number, port, length = _OFFERED.unpack_from(body, at)
+        at += _OFFERED.size
+        host = bytes(body[at : at + length])
+        if len(host) != length:
+            raise InvalidPacket("an Offer ends in the middle of an address")
+        found.append(Offered(number, host.decode(), port))
+        at += length
+    return tuple(found)
