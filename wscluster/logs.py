@@ -24,7 +24,7 @@ def escape_controls(text: str) -> str:
 
 
 def set_up(level: str, who: str) -> None:
-    """Send this process's log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs it."""
+    """Log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs every line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(who))
     root = logging.getLogger()

@@ -33,7 +33,7 @@ def process_request(function: AnyFunction) -> AnyFunction:
 
 
 def marked(module: ModuleType, role: str) -> list[Callable[..., Any]]:
-    """Return the functions of ``module`` that are marked with ``role``, each once, in the order of their names' birth."""
+    """Return the functions of ``module`` that are marked with ``role``, each once."""
     found: dict[int, Callable[..., Any]] = {}
     for value in vars(module).values():
         if callable(value) and getattr(value, _ATTRIBUTE, None) == role:

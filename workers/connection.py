@@ -1,0 +1,419 @@
+"""A handler's `Connection`: what `websockets.asyncio.server.ServerConnection` gives a handler, and rooms.
+
+The protocol itself (handshake, frames, close codes, compression) is the library's documented Sans-I/O
+`websockets.server.ServerProtocol`; this file is the only one that makes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from websockets.datastructures import Headers
+from websockets.exceptions import ConcurrencyError, ConnectionClosedOK
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from wscluster.workers.frames import build_frame
+from wscluster.workers.wire import Wire
+
+if TYPE_CHECKING:
+    import uuid
+
+    from websockets.protocol import State
+
+    from wscluster.api import Data, DataLike, Joined
+    from wscluster.workers.serve import HandlerServer
+
+_BYTES_LIKE = (bytes, bytearray, memoryview)
+
+
+class Connection(Wire):
+    """One WebSocket, from its adoption by the worker to its end (`wscluster.api.Connection` is the contract)."""
+
+    __slots__ = ("_logger", "_response", "_session", "username")
+
+    def __init__(self, server: HandlerServer, peer: tuple[str, int] | None) -> None:
+        protocol = ServerProtocol(extensions=server.extensions, max_size=server.max_size, logger=server.protocol_logger)
+        super().__init__(protocol, server, peer)
+        self._response: Response | bytes | None = None
+        self.username: str | None = None
+        self._session: dict[str, Any] | None = None
+        self._logger: logging.LoggerAdapter[logging.Logger] | None = None
+
+    # Who and what
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Names the connection in the log; made when it was adopted, never used again."""
+        return self.protocol.id
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Host and port of the true client; None on a Unix socket."""
+        return self.peer
+
+    remote_address = client
+
+    @property
+    def local_address(self) -> Any:
+        """Address that the client connected to, as `socket.socket.getsockname` gives it."""
+        return self.transport.get_extra_info("sockname")
+
+    @property
+    def slot(self) -> int:
+        """Number of the slot that this worker sits in."""
+        return self.server.slot
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """JSON-able values that are the application's own and stay with the connection."""
+        if self._session is None:
+            self._session = {}
+        return self._session
+
+    @session.setter
+    def session(self, values: dict[str, Any]) -> None:
+        self._session = values
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The negotiated subprotocol."""
+        return self.protocol.subprotocol
+
+    @property
+    def state(self) -> State:
+        """State of the connection (RFC 6455, 4 and 7.1)."""
+        return self.protocol.state
+
+    @property
+    def close_code(self) -> int | None:
+        """Close code that the client sent; None while open, 1006 where there was none."""
+        return self.protocol.close_code
+
+    @property
+    def close_reason(self) -> str | None:
+        """Close reason that the client sent; None while open."""
+        return self.protocol.close_reason
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logger whose lines carry the connection's id."""
+        if self._logger is None:
+            self._logger = _ConnectionLogger(logging.getLogger("wscluster.connection"), {"connection": str(self.id)})
+        return self._logger
+
+    # Opening handshake
+
+    @property
+    def response(self) -> Response | None:
+        """Response to the opening handshake; None before it was sent."""
+        if isinstance(self._response, bytes):
+            self._response = _parse_response(self._response)
+        return self._response
+
+    def respond(self, status: int, text: str) -> Response:
+        """Make a plain text HTTP response, for a ``process_request`` to return."""
+        return self.protocol.reject(status, text)
+
+    def request_received(self, request: Request) -> None:
+        self.server.answer(self, request)
+
+    def send_response(self, response: Response) -> None:
+        """Send the answer to the opening handshake; 101 opens the connection, anything else ends it."""
+        # As bytes it takes a tenth of the memory, and hardly any program asks for it.
+        self._response = response.serialize() if response.status_code == 101 else response
+        self.protocol.send_response(response)
+        self.protocol_changed()
+        for extension in self.protocol.extensions:
+            if isinstance(extension, PerMessageDeflate):
+                self._deflate = extension
+                if not extension.local_no_context_takeover:
+                    # 32 KiB that most connections, those that only hear rooms, never need.
+                    del extension.encoder
+                    self._encoder_stale = True
+
+    # Receiving
+
+    def __aiter__(self) -> AsyncIterator[Data]:
+        return self
+
+    async def __anext__(self) -> Data:
+        try:
+            return await self.recv()
+        except ConnectionClosedOK:
+            raise StopAsyncIteration from None
+
+    @overload
+    async def recv(self, decode: Literal[True]) -> str: ...
+    @overload
+    async def recv(self, decode: Literal[False]) -> bytes: ...
+    @overload
+    async def recv(self, decode: bool | None = None) -> Data: ...
+    async def recv(self, decode: bool | None = None) -> Data:
+        """Return the next message: `str` for text, `bytes` for binary; ``decode`` forces one of them.
+
+        Cancelling it loses nothing: the message is returned by the next call.
+
+        Raises:
+            ConnectionClosed: The connection is closed and every message was taken.
+            ConcurrencyError: Another task waits in `recv` already.
+        """
+        if self._recv_waiter is not None:
+            raise ConcurrencyError("cannot call recv while another coroutine is already running recv")
+        inbox = self._inbox
+        if not inbox and not self._lost:
+            waiter = self._recv_waiter = self.server.loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._recv_waiter = None
+        if inbox:
+            is_text, payload = inbox.pop(0)
+            if self._paused_reading and len(inbox) <= self.server.max_queue // 4:
+                self.resume_reading()
+            if not (is_text if decode is None else decode):
+                return payload
+            try:
+                return payload.decode()
+            except UnicodeDecodeError as exc:
+                self.connection_exc = exc
+                self.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
+        await self.wait_lost()
+        raise self.closed_exception()
+
+    # Sending
+
+    async def send(
+        self, message: DataLike | Iterable[DataLike] | AsyncIterable[DataLike], *, text: bool | None = None
+    ) -> None:
+        """Send a message; an iterable of chunks is sent as one fragmented message.
+
+        Waits while more than 32 KiB wait for the client to read.
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+            TypeError: The message is neither text nor binary nor an iterable of one of them.
+        """
+        while self._fragmenting is not None:
+            await asyncio.shield(self._fragmenting)
+        if isinstance(message, str):
+            payload, is_text = message.encode(), text is not False
+        elif isinstance(message, _BYTES_LIKE):
+            payload, is_text = bytes(message), text is True
+        else:
+            await self._send_fragments(message, text)
+            return
+        if not self.is_open:
+            await self._raise_closed()
+        if self._deflate is None:
+            self.transport.write(build_frame(is_text, payload))
+        else:
+            self._renew_compressor()
+            self._protocol_send(is_text, payload, fin=True)
+        self.server.messages_out += 1
+        if self._paused_writing:
+            await self._drain()
+
+    async def _send_fragments(self, message: Iterable[DataLike] | AsyncIterable[DataLike], text: bool | None) -> None:
+        if isinstance(message, Mapping):
+            raise TypeError("data is a dict-like object")
+        chunks = _each(message)
+        try:
+            first = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        if not self.is_open:
+            await self._raise_closed()
+        self._fragmenting = self.server.loop.create_future()
+        kind: type[str] | tuple[type[Any], ...] = str if isinstance(first, str) else _BYTES_LIKE
+        is_text = (kind is str) if text is None else text
+        try:
+            self._renew_compressor()
+            self._protocol_send(is_text, _payload(first, kind), fin=False)
+            async for chunk in chunks:
+                payload = _payload(chunk, kind)
+                if not self.is_open:
+                    await self._raise_closed()
+                self._protocol_continue(payload, fin=False)
+                if self._paused_writing:
+                    await self._drain()
+            if not self.is_open:
+                await self._raise_closed()
+            self._protocol_continue(b"", fin=True)
+            self.server.messages_out += 1
+        except BaseException:
+            # Half a message is out and cannot be taken back (RFC 6455, 5.4): nothing more can be sent.
+            self.fail(CloseCode.INTERNAL_ERROR, "error in fragmented message")
+            raise
+        finally:
+            self._fragmenting.set_result(None)
+            self._fragmenting = None
+            held, self._held = self._held, None
+            if held and self.is_open:
+                self.transport.write(b"".join(held))
+        if self._paused_writing:
+            await self._drain()
+
+    def _protocol_send(self, is_text: bool, payload: bytes, *, fin: bool) -> None:
+        if is_text:
+            self.protocol.send_text(payload, fin)
+        else:
+            self.protocol.send_binary(payload, fin)
+        for data in self.protocol.data_to_send():
+            self.transport.write(data)
+
+    def _protocol_continue(self, payload: bytes, *, fin: bool) -> None:
+        self.protocol.send_continuation(payload, fin)
+        for data in self.protocol.data_to_send():
+            self.transport.write(data)
+
+    def _renew_compressor(self) -> None:
+        """Give the connection a fresh compressor where the client's window no longer matches it (RFC 7692, 7.1.1)."""
+        deflate = self._deflate
+        if deflate is not None and self._encoder_stale:
+            self._encoder_stale = False
+            if not deflate.local_no_context_takeover:
+                deflate.encoder = zlib.compressobj(wbits=-deflate.local_max_window_bits, **deflate.compress_settings)
+
+    async def _drain(self) -> None:
+        while self._paused_writing:
+            await self._wait_writable()
+        if self._lost:
+            raise self.closed_exception()
+
+    async def _raise_closed(self) -> None:
+        await self.wait_lost()
+        raise self.closed_exception()
+
+    # Control
+
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """Perform the closing handshake (RFC 6455, 7) and wait for its end; nothing when it is closed already.
+
+        Raises:
+            ProtocolError: The code may not be sent, or the reason is longer than 123 bytes.
+        """
+        self.start_close(code, reason)
+        await self.wait_lost()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed."""
+        await self.wait_lost()
+
+    async def ping(self, data: DataLike | None = None) -> Awaitable[float]:
+        """Send a ping, with at most 125 bytes; await what is returned for the pong: the latency in seconds.
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+            ConcurrencyError: A ping with the same data still waits for its pong.
+        """
+        payload = None if data is None else _control_payload(data)
+        if not self.is_open:
+            await self._raise_closed()
+        if payload is not None and self._pings and payload in self._pings:
+            raise ConcurrencyError("already waiting for a pong with the same data")
+        waiter: asyncio.Future[float] = self.server.loop.create_future()
+        self.send_ping(payload, waiter)
+        if self._paused_writing:
+            await self._drain()
+        return waiter
+
+    async def pong(self, data: DataLike = b"") -> None:
+        """Send an unsolicited pong, with at most 125 bytes.
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+        """
+        payload = _control_payload(data)
+        if not self.is_open:
+            await self._raise_closed()
+        self.protocol.send_pong(payload)
+        self.protocol_changed()
+        if self._paused_writing:
+            await self._drain()
+
+    # Rooms
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """Rooms that this connection is in."""
+        return self.server.bus.rooms_of(self)
+
+    @property
+    def positions(self) -> Mapping[str, str]:
+        """For each of its rooms, the position of the last message delivered to this connection."""
+        return self.server.bus.positions_of(self)
+
+    async def join(self, room: str) -> Joined:
+        """Become a member of ``room``; returns when the subscription is live.
+
+        Raises:
+            ValueError: The name is empty, longer than 255 bytes, or no UTF-8.
+            BusUnavailable: The bus did not answer within ``--bus-timeout``.
+            ConnectionClosed: The connection is closed.
+        """
+        if not self.is_open:
+            await self._raise_closed()
+        return await self.server.bus.join(self, room)
+
+    async def leave(self, room: str) -> None:
+        """Stop being a member of ``room``; no error where it is none."""
+        await self.server.bus.leave(self, room)
+
+    async def publish(self, room: str, message: DataLike, *, exclude_self: bool = False) -> str:
+        """Send ``message`` to every member of ``room`` on every worker, in one order for all; returns its position.
+
+        Raises:
+            TypeError: The message is neither `str` nor bytes-like.
+            ValueError: The room's name is empty, longer than 255 bytes, or no UTF-8.
+            BusUnavailable: No answer within ``--bus-timeout``; whether the message arrived is unknown.
+        """
+        return await self.server.bus.publish(room, message, self.id if exclude_self else None)
+
+
+class _ConnectionLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        connection = self.extra["connection"] if self.extra else ""
+        return f"{msg} (connection {connection})", kwargs
+
+
+def _parse_response(head: bytes) -> Response:
+    """Return the response that `Response.serialize` made ``head`` of."""
+    status, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    _, code, phrase = status.split(" ", 2)
+    headers = Headers()
+    for line in lines:
+        name, _, value = line.partition(": ")
+        headers[name] = value
+    return Response(int(code), phrase, headers)
+
+
+async def _each(message: Iterable[DataLike] | AsyncIterable[DataLike]) -> AsyncIterator[DataLike]:
+    if isinstance(message, AsyncIterable):
+        async for chunk in message:
+            yield chunk
+    elif isinstance(message, Iterable):
+        for chunk in message:
+            yield chunk
+    else:
+        raise TypeError("data must be str, bytes, iterable, or async iterable")
+
+
+def _payload(chunk: object, kind: type[str] | tuple[type[Any], ...]) -> bytes:
+    if not isinstance(chunk, kind):
+        raise TypeError("iterable must contain uniform types: all str, or all bytes-like")
+    return chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+
+
+def _control_payload(data: object) -> bytes:
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, _BYTES_LIKE):
+        return bytes(data)
+    raise TypeError("data must be str or bytes-like")

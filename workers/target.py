@@ -1,0 +1,110 @@
+"""What the target is: imports ``module:attribute`` and says what can be done with it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FunctionType, ModuleType, TracebackType
+from typing import Any
+
+from wscluster import marks
+from wscluster.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A handler, and the functions of its module that are marked."""
+
+    handler: Callable[[Any], Awaitable[None]]
+    lifespan: Callable[[], Any] | None
+    process_request: Callable[[Any, Any], Any] | None
+
+
+def load_target(name: str, app_dir: str) -> Target:
+    """Import the target ``name`` (``module:attribute``, dots allowed in both), with ``app_dir`` importable.
+
+    Raises:
+        TargetError: It cannot be imported, or is nothing that can be served.
+    """
+    folder = os.path.abspath(app_dir)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module_name, _, path = name.partition(":")
+    module = _import_module(module_name, folder)
+    value: Any = module
+    for step in path.split("."):
+        try:
+            value = getattr(value, step)
+        except AttributeError:
+            raise TargetError(f"module {module_name!r} has no attribute {path!r}{_hint(module, path)}") from None
+    return Target(_check_handler(name, value), _only(module, "lifespan"), _only(module, "process_request"))
+
+
+def _import_module(name: str, folder: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # The target itself is missing, or something that it imports is: only the latter is the user's own code.
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise TargetError(f"no module named {exc.name!r} in {folder} or on the import path") from None
+        raise _import_failed(name, exc) from exc
+    except BaseException as exc:  # a module may raise anything, SystemExit too
+        raise _import_failed(name, exc) from exc
+
+
+def _import_failed(name: str, exc: BaseException) -> TargetError:
+    brief = traceback.format_exception_only(exc)[-1].strip()
+    return TargetError(f"module {name!r} cannot be imported: {brief}", user_traceback(exc))
+
+
+def user_traceback(exc: BaseException) -> str:
+    """Return the traceback of ``exc`` without the frames of wscluster and of the import machinery."""
+    tb: TracebackType | None = exc.__traceback__
+    while tb is not None and _is_ours(tb.tb_frame.f_code.co_filename):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, tb))
+
+
+def _is_ours(filename: str) -> bool:
+    return "importlib" in filename or os.path.dirname(os.path.abspath(filename)) == os.path.dirname(__file__)
+
+
+def _hint(module: ModuleType, path: str) -> str:
+    import difflib
+
+    names = [name for name, value in vars(module).items() if inspect.iscoroutinefunction(value)]
+    close = difflib.get_close_matches(path, names, n=1) or names[:3]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _check_handler(name: str, value: Any) -> Callable[[Any], Awaitable[None]]:
+    if not callable(value):
+        raise TargetError(f"{name!r} is a {type(value).__name__}, not a handler: `async def handler(ws)` is wanted")
+    if inspect.isclass(value):
+        raise TargetError(f"{name!r} is a class, not a handler: `async def handler(ws)` is wanted")
+    called = value if isinstance(value, FunctionType) or inspect.ismethod(value) else value.__call__
+    if not (inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(called)):
+        raise TargetError(f"{name!r} is no coroutine function: `async def handler(ws)` is wanted")
+    try:
+        signature = inspect.signature(value)
+        signature.bind(object())
+    except TypeError:
+        raise TargetError(
+            f"{name!r} takes {signature}, but a handler is called with one argument, the connection"
+        ) from None
+    return value  # type: ignore[no-any-return]
+
+
+def _only(module: ModuleType, role: str) -> Callable[..., Any] | None:
+    found = marks.marked(module, role)
+    if len(found) > 1:
+        names = ", ".join(getattr(function, "__name__", "?") for function in found)
+        raise TargetError(f"module {module.__name__!r} marks more than one function @wscluster.{role}: {names}")
+    if role == "lifespan" and found and not inspect.isasyncgenfunction(found[0]):
+        raise TargetError(f"@wscluster.lifespan of {module.__name__!r} is no async generator function (`yield` once)")
+    return found[0] if found else None

@@ -1,0 +1,440 @@
+"""The bytes of one WebSocket connection: in from the transport, out to it, and its end.
+
+`Wire` is the asyncio protocol under a handler's `Connection`. It cuts the stream into whole frames itself and gives the
+library's Sans-I/O parser one whole frame at a time, so that the parser always rests at a frame boundary and everything
+that is not parsed yet is here, where a move to another process can take it out. A whole, unfragmented, uncompressed
+data frame, which is nearly every frame, needs no parser and takes the short way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, cast
+
+from websockets.exceptions import ConnectionClosed, InvalidMessage
+from websockets.frames import CONT, PONG, CloseCode, Frame
+from websockets.frames import TEXT as TEXT_OPCODE
+from websockets.http11 import Request
+from websockets.protocol import CLOSED, CONNECTING, OPEN
+
+from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
+
+if TYPE_CHECKING:
+    from websockets.extensions.permessage_deflate import PerMessageDeflate
+    from websockets.server import ServerProtocol
+
+    from wscluster.workers.serve import HandlerServer
+
+HEAD_END = b"\r\n\r\n"
+WRITE_HIGH_BYTES = 32768
+"""Unsent bytes above which ``send`` waits, as in `websockets`."""
+MAX_FRAGMENTS = 4096
+"""Fragments of one message, as in `websockets`; more close the connection with 1009."""
+REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Wire(asyncio.Protocol):
+    """Moves bytes between a transport and a Sans-I/O `ServerProtocol`, and keeps the messages that wait."""
+
+    __slots__ = (
+        "__weakref__", "_deflate", "_encoder_stale", "_eof", "_finished", "_fragmenting", "_fragments", "_held",
+        "_inbox", "_lost", "_lost_waiter", "_need", "_partial", "_paused_reading", "_paused_writing", "_pings",
+        "_recv_waiter", "_short_way", "_write_waiters", "connection_exc", "is_open", "latency", "peer", "protocol",
+        "request", "server", "transport",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, protocol: ServerProtocol, server: HandlerServer, peer: tuple[str, int] | None) -> None:
+        self.protocol = protocol
+        self.server = server
+        self.peer = peer
+        self.request: Request | None = None
+        self.is_open = False
+        self.latency = 0.0
+        self.connection_exc: BaseException | None = None
+        # What was read and is not parsed: an unfinished frame (of which _need bytes are wanted), or, while the opening
+        # handshake goes on, the last bytes of the head and then all that came after it.
+        self._partial: bytes | bytearray = b""
+        self._need = 0
+        self._short_way = False
+        self._eof = False
+        self._lost = False
+        # (is text, payload) of whole messages, oldest first: a few more than max_queue at the most, so that a list is
+        # good (an empty deque takes 600 bytes). Then the fragments of the message that is not whole yet.
+        self._inbox: list[tuple[bool, bytes]] = []
+        self._fragments: list[bytes] | None = None
+        self._paused_reading = False
+        self._finished = False
+        self._recv_waiter: asyncio.Future[None] | None = None
+        # Outbound.
+        self._paused_writing = False
+        self._write_waiters: list[asyncio.Future[None]] | None = None
+        self._fragmenting: asyncio.Future[None] | None = None
+        self._held: list[bytes] | None = None
+        self._deflate: PerMessageDeflate | None = None
+        self._encoder_stale = False
+        # Payload -> (waiter or None for a keepalive ping, when it was sent), in the order of sending.
+        self._pings: dict[bytes, tuple[asyncio.Future[float] | None, float]] | None = None
+        self._lost_waiter: asyncio.Future[None] | None = None
+
+    # Transport to protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
+        self.server.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_open:
+            pending = self._partial
+            if pending:
+                if not isinstance(pending, bytearray):
+                    pending = self._partial = bytearray(pending)
+                pending += data
+                if len(pending) < self._need or self._paused_reading:
+                    return
+                data = bytes(pending)
+                self._partial = b""
+            self._read_frames(data)
+        elif self.protocol.state is CONNECTING:
+            self._read_head(data)
+        else:
+            self._parse(data)
+
+    def _read_frames(self, data: bytes) -> None:
+        """Cut ``data`` into frames until the inbox is full; the rest waits in ``_partial``."""
+        at, end = 0, len(data)
+        limit = self.server.max_size
+        inbox = self._inbox
+        before = len(inbox)
+        while at < end:
+            if len(inbox) > self.server.max_queue and not self._finished:
+                self._partial, self._need = data[at:], 0
+                break
+            first = data[at]
+            header, length = measure_frame(data, at)
+            stop = at + header + length
+            if header and stop <= end and length <= limit:
+                if (first == TEXT or first == BINARY) and self._short_way and data[at + 1] & MASKED:
+                    body = at + header
+                    inbox.append((first == TEXT, apply_mask(data[body:stop], data[body - 4 : body])))
+                    at = stop
+                    continue
+            elif not header or (length <= limit and not refused_at_once(first, data[at + 1])):
+                self._partial, self._need = data[at:], stop - at
+                break
+            # Everything else is for the parser: one whole frame, or all there is of one that it refuses.
+            self._parse(data[at:stop])
+            at = stop
+            if not self.is_open:
+                self._parse(data[at:])
+                break
+        if len(inbox) != before:
+            self.server.messages_in += len(inbox) - before
+            self._wake_reader()
+
+    def _read_head(self, data: bytes) -> None:
+        """Give the parser the opening handshake's head and not a byte more: frames may follow in the same segment."""
+        if self.request is not None:
+            # An asynchronous process_request is under way: reading is paused, so this is at most one read more.
+            self._partial += data
+            return
+        head = self._partial + data
+        end = head.find(HEAD_END)
+        if end < 0:
+            self._partial = head[-3:]
+            self._parse(data)
+            return
+        rest = len(head) - end - len(HEAD_END)
+        self._partial = data[len(data) - rest :] if rest else b""
+        self._parse(data[: len(data) - rest])
+
+    def handshake_timed_out(self) -> None:
+        """Say so to a client that has begun a request (408); a silent one is only closed."""
+        if self.request is None and self._partial:
+            self.transport.write(REQUEST_TIMEOUT)
+            self.transport.close()
+            self.server.close_deadlines.add(self)
+        else:
+            self.abort(TimeoutError("timed out during opening handshake"))
+
+    def read_after_handshake(self) -> None:
+        """Read the frames that came together with the opening handshake."""
+        data, self._partial = bytes(self._partial), b""
+        if data and self.is_open:
+            self._read_frames(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the library's parser, answer what it answers, and take what it found."""
+        protocol = self.protocol
+        if self._eof or not data:
+            return
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            if isinstance(event, Frame):
+                self._take_frame(event)
+            elif isinstance(event, Request):
+                self.request = event
+                self.request_received(event)
+        if isinstance(protocol.handshake_exc, InvalidMessage) and not self.transport.is_closing():
+            # The library ends the stream without a word here.
+            self.transport.write(BAD_REQUEST)
+        self.protocol_changed()
+
+    def _take_frame(self, frame: Frame) -> None:
+        opcode = frame.opcode
+        if opcode is PONG:
+            self._take_pong(bytes(frame.data))
+        elif opcode is CONT:
+            if self._fragments is not None:
+                self._fragments.append(bytes(frame.data))
+                if frame.fin:
+                    is_text, whole = self._fragments[0] == b"t", b"".join(self._fragments[1:])
+                    self._fragments = None
+                    self._take_message(is_text, whole)
+                elif len(self._fragments) > MAX_FRAGMENTS:
+                    self._fragments = None
+                    self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif opcode <= 2:
+            if frame.fin:
+                self._take_message(opcode is TEXT_OPCODE, bytes(frame.data))
+            else:
+                self._fragments = [b"t" if opcode is TEXT_OPCODE else b"b", bytes(frame.data)]
+
+    def _take_message(self, is_text: bool, payload: bytes) -> None:
+        self._inbox.append((is_text, payload))
+
+    def _wake_reader(self) -> None:
+        """Say that messages wait, and pause reading while too many do."""
+        if self._finished:
+            self._inbox.clear()
+            return
+        waiter = self._recv_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if len(self._inbox) > self.server.max_queue and not self._paused_reading:
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on after a pause: first what was read already and not cut into frames."""
+        if not self._paused_reading:
+            return
+        self._paused_reading = False
+        if self._partial and len(self._partial) >= self._need:
+            data, self._partial = bytes(self._partial), b""
+            if self.is_open:
+                self._read_frames(data)
+            else:
+                self._parse(data)
+        if not self._paused_reading and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _take_pong(self, payload: bytes) -> None:
+        """Resolve the ping that ``payload`` answers and all before it (RFC 6455, 5.5.3); ignore an unsolicited pong."""
+        pings = self._pings
+        if pings is None or payload not in pings:
+            return
+        now = time.perf_counter()
+        for sent in list(pings):
+            waiter, when = pings.pop(sent)
+            self.latency = now - when
+            if waiter is None:
+                self.server.pong_deadlines.discard(self)
+            elif not waiter.done():
+                waiter.set_result(self.latency)
+            if sent == payload:
+                break
+        if not pings:
+            self._pings = None
+
+    def send_keepalive(self) -> None:
+        """Send a keepalive ping, unless the last one is still unanswered."""
+        if self.is_open and self not in self.server.pong_deadlines:
+            self.send_ping(None, None)
+            self.server.pong_deadlines.add(self)
+
+    def send_ping(self, payload: bytes | None, waiter: asyncio.Future[float] | None) -> None:
+        """Send a ping of ``payload``, or of four random bytes; ``waiter`` gets the latency in seconds."""
+        pings = self._pings or {}
+        while payload is None or payload in pings:
+            payload = os.urandom(4)
+        self.protocol.send_ping(payload)
+        pings[payload] = (waiter, time.perf_counter())
+        self._pings = pings
+        self.protocol_changed()
+
+    # Protocol to transport
+
+    def protocol_changed(self) -> None:
+        """Write what the protocol wants to send and follow its state."""
+        protocol = self.protocol
+        for data in protocol.data_to_send():
+            if data:
+                self.transport.write(data)
+            else:
+                self._end_writing()
+        is_open = protocol.state is OPEN
+        self.is_open = is_open
+        self._short_way = is_open and protocol.current_size is None
+        if not is_open and protocol.close_expected() and self not in self.server.close_deadlines:
+            self.server.close_deadlines.add(self)
+
+    def _end_writing(self) -> None:
+        """End the stream: at once after a whole closing handshake, else half, so that the peer still reads our last
+        bytes while it is sending (closing with unread bytes would reset the connection)."""
+        transport = self.transport
+        protocol = self.protocol
+        if (protocol.close_rcvd is not None and protocol.close_sent is not None) or not transport.can_write_eof():
+            transport.close()
+            return
+        self.resume_reading()
+        if not transport.is_closing():
+            try:
+                transport.write_eof()
+            except (OSError, RuntimeError):
+                transport.abort()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, 7.1.7): a close frame, then the end."""
+        if self.protocol.state is not CLOSED and not self.protocol.eof_sent:
+            self.protocol.fail(code, reason)
+            self.protocol_changed()
+
+    def start_close(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; nothing when it has begun."""
+        protocol = self.protocol
+        if self.is_open:
+            if self._fragmenting is not None:
+                protocol.fail(CloseCode.INTERNAL_ERROR, "close during fragmented message")
+            else:
+                protocol.send_close(code, reason)
+            self.protocol_changed()
+            if self._finished:
+                self.resume_reading()
+
+    def finish_reading(self) -> None:
+        """The handler has ended: drop what it did not take, and what is still to come."""
+        self._finished = True
+        self._inbox.clear()
+        self.resume_reading()
+
+    # What the fan-out needs (`fanout.Member`)
+
+    @property
+    def deflate_bits(self) -> int:
+        """Window bits with which messages to this client may be compressed; 0 without permessage-deflate."""
+        return 0 if self._deflate is None else self._deflate.local_max_window_bits
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for this client to read."""
+        unsent = self.transport.get_write_buffer_size()
+        return unsent if self._held is None else unsent + sum(map(len, self._held))
+
+    def write_frames(self, data: bytes, count: int, compressed: bool) -> None:
+        """Write ``count`` whole frames; ignored where the connection is not open.
+
+        ``compressed`` says that a compressor of its own made some of them: the client's window then no longer holds
+        what ours remembers, so ours begins anew.
+        """
+        if not self.is_open:
+            return
+        if self._fragmenting is not None:
+            if self._held is None:
+                self._held = []
+            self._held.append(data)
+        else:
+            self.transport.write(data)
+        if compressed:
+            self._encoder_stale = True
+        self.server.messages_out += count
+
+    def close_slow(self) -> None:
+        """Close a client that does not read: 1013, and a reset where even that cannot be written in time."""
+        if self.is_open:
+            self.protocol.fail(CloseCode.TRY_AGAIN_LATER, "slow consumer")
+            self.protocol_changed()
+            self.server.slow_deadlines.add(self)
+
+    def request_received(self, request: Request) -> None:
+        """Answer the opening handshake; called once, when the request's head is whole."""
+        raise NotImplementedError
+
+    # Flow control and the end
+
+    def pause_writing(self) -> None:
+        self._paused_writing = True
+
+    def resume_writing(self) -> None:
+        self._paused_writing = False
+        self._wake_writers()
+
+    def _wake_writers(self) -> None:
+        waiters, self._write_waiters = self._write_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait_writable(self) -> None:
+        waiter = self.server.loop.create_future()
+        if self._write_waiters is None:
+            self._write_waiters = []
+        self._write_waiters.append(waiter)
+        await waiter
+
+    def eof_received(self) -> None:
+        self._partial = b""
+        self._receive_eof()
+
+    def _receive_eof(self) -> None:
+        if not self._eof:
+            self._eof = True
+            self.protocol.receive_eof()
+            self.protocol_changed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.connection_exc is None:
+            self.connection_exc = exc
+        self._eof = self._lost = True
+        self.protocol.receive_eof()
+        self.protocol.data_to_send()
+        self.is_open = self._short_way = False
+        self._paused_writing = False
+        self._partial = b""
+        self._held = self._fragments = None
+        self.server.disconnected(self)
+        self._wake_writers()
+        for waiter in (self._recv_waiter, self._lost_waiter):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        pings, self._pings = self._pings, None
+        for ping, _ in (pings or {}).values():
+            if ping is not None and not ping.done():
+                ping.set_exception(self.closed_exception())
+                # Taken here, so that a ping whose pong nobody awaits is not reported as an error.
+                ping.exception()
+
+    def closed_exception(self) -> ConnectionClosed:
+        """Return the exception that says how the connection closed; only once it has."""
+        exc = self.protocol.close_exc
+        if self.connection_exc is not None:
+            exc.__cause__ = self.connection_exc
+        return exc
+
+    async def wait_lost(self) -> None:
+        """Wait until the TCP connection has ended."""
+        if self._lost:
+            return
+        if self._lost_waiter is None:
+            self._lost_waiter = self.server.loop.create_future()
+        await asyncio.shield(self._lost_waiter)
+
+    def abort(self, exc: BaseException | None = None) -> None:
+        """Reset the TCP connection; ``exc`` says why."""
+        if self.connection_exc is None:
+            self.connection_exc = exc
+        self.transport.abort()
