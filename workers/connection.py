@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,7 +18,6 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from wscluster.workers.frames import build_frame
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
@@ -211,12 +209,7 @@ class Connection(Wire):
             return
         if not self.is_open:
             await self._raise_closed()
-        if self._deflate is None:
-            self.transport.write(build_frame(is_text, payload))
-        else:
-            self._renew_compressor()
-            self._protocol_send(is_text, payload, fin=True)
-        self.server.messages_out += 1
+        self.write_message(is_text, payload)
         if self._paused_writing:
             await self._drain()
 
@@ -234,18 +227,17 @@ class Connection(Wire):
         kind: type[str] | tuple[type[Any], ...] = str if isinstance(first, str) else _BYTES_LIKE
         is_text = (kind is str) if text is None else text
         try:
-            self._renew_compressor()
-            self._protocol_send(is_text, _payload(first, kind), fin=False)
+            self.write_fragment(is_text, _payload(first, kind), fin=False)
             async for chunk in chunks:
                 payload = _payload(chunk, kind)
                 if not self.is_open:
                     await self._raise_closed()
-                self._protocol_continue(payload, fin=False)
+                self.write_fragment(None, payload, fin=False)
                 if self._paused_writing:
                     await self._drain()
             if not self.is_open:
                 await self._raise_closed()
-            self._protocol_continue(b"", fin=True)
+            self.write_fragment(None, b"", fin=True)
             self.server.messages_out += 1
         except BaseException:
             # Half a message is out and cannot be taken back (RFC 6455, 5.4): nothing more can be sent.
@@ -254,36 +246,12 @@ class Connection(Wire):
         finally:
             self._fragmenting.set_result(None)
             self._fragmenting = None
-            held, self._held = self._held, None
-            if held and self.is_open:
-                self.transport.write(b"".join(held))
+            self.write_held()
         if self._paused_writing:
             await self._drain()
 
-    def _protocol_send(self, is_text: bool, payload: bytes, *, fin: bool) -> None:
-        if is_text:
-            self.protocol.send_text(payload, fin)
-        else:
-            self.protocol.send_binary(payload, fin)
-        for data in self.protocol.data_to_send():
-            self.transport.write(data)
-
-    def _protocol_continue(self, payload: bytes, *, fin: bool) -> None:
-        self.protocol.send_continuation(payload, fin)
-        for data in self.protocol.data_to_send():
-            self.transport.write(data)
-
-    def _renew_compressor(self) -> None:
-        """Give the connection a fresh compressor where the client's window no longer matches it (RFC 7692, 7.1.1)."""
-        deflate = self._deflate
-        if deflate is not None and self._encoder_stale:
-            self._encoder_stale = False
-            if not deflate.local_no_context_takeover:
-                deflate.encoder = zlib.compressobj(wbits=-deflate.local_max_window_bits, **deflate.compress_settings)
-
     async def _drain(self) -> None:
-        while self._paused_writing:
-            await self._wait_writable()
+        await self.wait_writable()
         if self._lost:
             raise self.closed_exception()
 

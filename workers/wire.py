@@ -1,4 +1,4 @@
-"""The bytes of one WebSocket connection: in from the transport, out to it, and its end.
+"""The inbound half of a WebSocket connection, and its end.
 
 `Wire` is the asyncio protocol under a handler's `Connection`. It cuts the stream into whole frames itself and gives the
 library's Sans-I/O parser one whole frame at a time, so that the parser always rests at a frame boundary and everything
@@ -20,40 +20,32 @@ from websockets.http11 import Request
 from websockets.protocol import CLOSED, CONNECTING, OPEN
 
 from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
+from wscluster.workers.outbound import WRITE_HIGH_BYTES, Outbound
 
 if TYPE_CHECKING:
-    from websockets.extensions.permessage_deflate import PerMessageDeflate
     from websockets.server import ServerProtocol
 
     from wscluster.workers.serve import HandlerServer
 
 HEAD_END = b"\r\n\r\n"
-WRITE_HIGH_BYTES = 32768
-"""Unsent bytes above which ``send`` waits, as in `websockets`."""
 MAX_FRAGMENTS = 4096
 """Fragments of one message, as in `websockets`; more close the connection with 1009."""
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-class Wire(asyncio.Protocol):
-    """Moves bytes between a transport and a Sans-I/O `ServerProtocol`, and keeps the messages that wait."""
+class Wire(Outbound):
+    """Feeds a Sans-I/O `ServerProtocol` from the transport, keeps the messages that wait, and ends the connection."""
 
     __slots__ = (
-        "__weakref__", "_deflate", "_encoder_stale", "_eof", "_finished", "_fragmenting", "_fragments", "_held",
-        "_inbox", "_lost", "_lost_waiter", "_need", "_partial", "_paused_reading", "_paused_writing", "_pings",
-        "_recv_waiter", "_short_way", "_write_waiters", "connection_exc", "is_open", "latency", "peer", "protocol",
-        "request", "server", "transport",
+        "__weakref__", "_eof", "_finished", "_fragments", "_inbox", "_lost", "_lost_waiter", "_need", "_partial",
+        "_paused_reading", "_pings", "_recv_waiter", "_short_way", "connection_exc", "latency", "peer", "request",
     )  # fmt: skip
 
-    transport: asyncio.Transport
-
     def __init__(self, protocol: ServerProtocol, server: HandlerServer, peer: tuple[str, int] | None) -> None:
-        self.protocol = protocol
-        self.server = server
+        super().__init__(protocol, server)
         self.peer = peer
         self.request: Request | None = None
-        self.is_open = False
         self.latency = 0.0
         self.connection_exc: BaseException | None = None
         # What was read and is not parsed: an unfinished frame (of which _need bytes are wanted), or, while the opening
@@ -70,13 +62,6 @@ class Wire(asyncio.Protocol):
         self._paused_reading = False
         self._finished = False
         self._recv_waiter: asyncio.Future[None] | None = None
-        # Outbound.
-        self._paused_writing = False
-        self._write_waiters: list[asyncio.Future[None]] | None = None
-        self._fragmenting: asyncio.Future[None] | None = None
-        self._held: list[bytes] | None = None
-        self._deflate: PerMessageDeflate | None = None
-        self._encoder_stale = False
         # Payload -> (waiter or None for a keepalive ping, when it was sent), in the order of sending.
         self._pings: dict[bytes, tuple[asyncio.Future[float] | None, float]] | None = None
         self._lost_waiter: asyncio.Future[None] | None = None
@@ -173,6 +158,7 @@ class Wire(asyncio.Protocol):
         protocol = self.protocol
         if self._eof or not data:
             return
+        had_ended = protocol.eof_sent
         protocol.receive_data(data)
         for event in protocol.events_received():
             if isinstance(event, Frame):
@@ -180,7 +166,7 @@ class Wire(asyncio.Protocol):
             elif isinstance(event, Request):
                 self.request = event
                 self.request_received(event)
-        if isinstance(protocol.handshake_exc, InvalidMessage) and not self.transport.is_closing():
+        if not had_ended and isinstance(protocol.handshake_exc, InvalidMessage):
             # The library ends the stream without a word here.
             self.transport.write(BAD_REQUEST)
         self.protocol_changed()
@@ -323,36 +309,6 @@ class Wire(asyncio.Protocol):
         self._inbox.clear()
         self.resume_reading()
 
-    # What the fan-out needs (`fanout.Member`)
-
-    @property
-    def deflate_bits(self) -> int:
-        """Window bits with which messages to this client may be compressed; 0 without permessage-deflate."""
-        return 0 if self._deflate is None else self._deflate.local_max_window_bits
-
-    def unsent_bytes(self) -> int:
-        """Return how many bytes wait for this client to read."""
-        unsent = self.transport.get_write_buffer_size()
-        return unsent if self._held is None else unsent + sum(map(len, self._held))
-
-    def write_frames(self, data: bytes, count: int, compressed: bool) -> None:
-        """Write ``count`` whole frames; ignored where the connection is not open.
-
-        ``compressed`` says that a compressor of its own made some of them: the client's window then no longer holds
-        what ours remembers, so ours begins anew.
-        """
-        if not self.is_open:
-            return
-        if self._fragmenting is not None:
-            if self._held is None:
-                self._held = []
-            self._held.append(data)
-        else:
-            self.transport.write(data)
-        if compressed:
-            self._encoder_stale = True
-        self.server.messages_out += count
-
     def close_slow(self) -> None:
         """Close a client that does not read: 1013, and a reset where even that cannot be written in time."""
         if self.is_open:
@@ -364,27 +320,7 @@ class Wire(asyncio.Protocol):
         """Answer the opening handshake; called once, when the request's head is whole."""
         raise NotImplementedError
 
-    # Flow control and the end
-
-    def pause_writing(self) -> None:
-        self._paused_writing = True
-
-    def resume_writing(self) -> None:
-        self._paused_writing = False
-        self._wake_writers()
-
-    def _wake_writers(self) -> None:
-        waiters, self._write_waiters = self._write_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _wait_writable(self) -> None:
-        waiter = self.server.loop.create_future()
-        if self._write_waiters is None:
-            self._write_waiters = []
-        self._write_waiters.append(waiter)
-        await waiter
+    # The end
 
     def eof_received(self) -> None:
         self._partial = b""
@@ -403,11 +339,10 @@ class Wire(asyncio.Protocol):
         self.protocol.receive_eof()
         self.protocol.data_to_send()
         self.is_open = self._short_way = False
-        self._paused_writing = False
         self._partial = b""
         self._held = self._fragments = None
         self.server.disconnected(self)
-        self._wake_writers()
+        self.resume_writing()
         for waiter in (self._recv_waiter, self._lost_waiter):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
