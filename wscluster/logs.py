@@ -24,9 +24,13 @@ def escape_controls(text: str) -> str:
 
 
 def set_up(level: str, who: str) -> None:
-    """Log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs every line."""
+    """Log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs every line.
+
+    Only the loggers below ``wscluster`` are set up: the root logger belongs to the program that is served.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(who))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    ours = logging.getLogger("wscluster")
+    ours.handlers[:] = [handler]
+    ours.propagate = False
+    ours.setLevel(level.upper())
