@@ -88,6 +88,7 @@ class Worker:
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
         self._lag = 0.0
+        self._leave_by: float | None = None
 
     async def run(self) -> int:
         """Live from the first packet to the end of the drain; returns the exit code."""
@@ -152,9 +153,12 @@ class Worker:
         self.this_worker.state = state if state is not None else {}
         yield
         try:
-            await anext(life)
+            async with asyncio.timeout_at(self._leave_by):
+                await anext(life)
         except StopAsyncIteration:
             return
+        except TimeoutError:
+            logger.error("the lifespan was not left within the graceful timeout")
         except Exception:
             logger.exception("the lifespan raised while it was left")
         else:
@@ -163,6 +167,7 @@ class Worker:
 
     async def _serve(self, server: HandlerServer) -> None:
         drain = await self._drain
+        self._leave_by = self.loop.time() + drain.timeout
         await server.drain(drain.code, drain.reason, drain.timeout)
         server.stop_deadlines()
 
