@@ -259,14 +259,14 @@ class Wire(Outbound):
     def protocol_changed(self) -> None:
         """Write what the protocol wants to send and follow its state."""
         protocol = self.protocol
+        # First of all, because ending the stream may read on, which asks for the state.
+        self.is_open = is_open = protocol.state is OPEN
+        self._short_way = is_open and protocol.current_size is None
         for data in protocol.data_to_send():
             if data:
                 self.transport.write(data)
             else:
                 self._end_writing()
-        is_open = protocol.state is OPEN
-        self.is_open = is_open
-        self._short_way = is_open and protocol.current_size is None
         if not is_open and protocol.close_expected() and self not in self.server.close_deadlines:
             self.server.close_deadlines.add(self)
 
