@@ -1,0 +1,60 @@
+"""A chat with rooms: what one client says goes through the bus to the members of the room, on every worker."""
+
+import json
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from websockets.http11 import Request, Response
+
+import wscluster
+
+PAGE = (Path(__file__).parent / "page.html").read_text("utf-8")
+POLICY = "default-src 'nonce-{}'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+
+
+@wscluster.process_request
+def serve_page(ws: wscluster.Connection, request: Request) -> Response | None:
+    if "Upgrade" in request.headers:
+        return None  # a WebSocket: go on to `chat`
+    if request.path == "/health":
+        return ws.respond(200, "ok\n")
+    nonce = secrets.token_urlsafe()
+    response = ws.respond(200, PAGE.replace("{nonce}", nonce))
+    del response.headers["Content-Type"]
+    response.headers.update({"Content-Type": "text/html", "Content-Security-Policy": POLICY.format(nonce)})
+    return response
+
+
+async def chat(ws: wscluster.Connection) -> None:
+    """Talk with one client; `ws.session` maps each room that it is in to its name there."""
+    await ws.send(event(ws, "welcome"))
+    try:
+        async for message in ws:
+            try:
+                await obey(ws, json.loads(message))
+            except (wscluster.BusUnavailable, ValueError, RecursionError) as problem:
+                await ws.send(event(ws, "error", text=str(problem), order=str(message)))
+    finally:
+        with suppress(wscluster.BusUnavailable):
+            for room, name in ws.session.items():
+                await ws.publish(room, event(ws, "left", room=room, name=name))
+
+
+async def obey(ws: wscluster.Connection, order: object) -> None:
+    match order:
+        case {"join": str(room), "name": str(name)} if 0 < len(name) <= 40 and len({room, *ws.session}) <= 20:
+            await ws.join(room)
+            ws.session[room] = name
+            await ws.publish(room, event(ws, "joined", room=room, name=name))
+        case {"leave": str(room)} if room in ws.session:
+            await ws.publish(room, event(ws, "left", room=room, name=ws.session.pop(room)))
+            await ws.leave(room)
+        case {"say": str(text), "room": str(room)} if room in ws.session and 0 < len(text) <= 4000:
+            await ws.publish(room, event(ws, "message", room=room, name=ws.session[room], text=text))
+        case _:
+            raise ValueError("this is no order that the chat knows")
+
+
+def event(ws: wscluster.Connection, kind: str, **facts: str) -> str:
+    return json.dumps({"kind": kind, "by": str(ws.id), "slot": ws.slot, **facts})
