@@ -5,7 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from websockets.http11 import Response
 
 Data = str | bytes
 """A message: text is `str`, binary is `bytes`."""
@@ -162,7 +165,7 @@ class Connection(Protocol):
     async def pong(self, data: DataLike = b"") -> None:
         """Send an unsolicited pong."""
 
-    def respond(self, status: int, text: str) -> Any:
+    def respond(self, status: int, text: str) -> Response:
         """Make a plain text HTTP response, for ``process_request``."""
 
     def __aiter__(self) -> AsyncIterator[Any]:
