@@ -124,9 +124,13 @@ class WebSocket:
 class Operate:
     """How a person or a program watches and steers the cluster."""
 
-    log_level: str = option("info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical"))
+    log_level: str = option(
+        "info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical")
+    )
     ready_fd: int | None = option(None, "File descriptor that gets one JSON object a line for each event.", low=0)
-    control_socket: str | None = option(None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH")
+    control_socket: str | None = option(
+        None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH"
+    )
     app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR")
 
 
