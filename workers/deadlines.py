@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -53,7 +54,8 @@ class Deadlines(Generic[Item]):
             self._timer = None
 
     def _fire(self) -> None:
-        self._timer = None
+        # Until the end _timer is the one that fired, so that an item added by an expiry makes no timer of its own.
+        fired = self._timer
         # The loop may wake a timer up to one tick of its clock early; what is due then is due now.
         now = self._loop.time() + 0.001
         expired: list[Item] = []
@@ -61,12 +63,15 @@ class Deadlines(Generic[Item]):
             if due > now or len(expired) == _AT_ONCE:
                 break
             expired.append(item)
-        for item in expired:
-            del self._due[item]
         try:
             for item in expired:
-                self._expire(item)
+                # An expiry may have discarded this one, or added it anew.
+                if self._due.get(item, math.inf) <= now:
+                    del self._due[item]
+                    self._expire(item)
         finally:
+            if self._timer is fired:
+                self._timer = None
             self._schedule(now)
 
     def _schedule(self, now: float) -> None:

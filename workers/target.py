@@ -58,7 +58,7 @@ def _import_module(name: str, folder: str) -> ModuleType:
 
 
 def _import_failed(name: str, exc: BaseException) -> TargetError:
-    brief = traceback.format_exception_only(exc)[-1].strip()
+    brief = " ".join(traceback.format_exception_only(exc)[-1].split())
     return TargetError(f"module {name!r} cannot be imported: {brief}", user_traceback(exc))
 
 

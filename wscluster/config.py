@@ -1,15 +1,17 @@
 """The configuration: frozen dataclasses grouped by concern.
 
 The flags, the environment variables and their help are derived from these fields, so that each value has one home.
-`resolve` reads what a person gave, `problems` says everything that is wrong with it at once.
+`resolve` reads what a person gave and says everything that is wrong with it at once.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 
 def option(
@@ -172,3 +174,158 @@ def from_json(text: str) -> Config:
 def option_fields() -> dict[str, tuple[str, Any]]:
     """Return, for each option's name, the name of its group and its dataclass field."""
     return {item.name: (group, item) for group, kind in GROUPS.items() for item in fields(kind)}
+
+
+class ConfigError(ValueError):
+    """What a person gave makes no sense; ``problems`` has one line for each fault."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of the field ``name``: ``--slot-wait`` for ``slot_wait``."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve(target: str, flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
+    """Return the configuration that a person means.
+
+    A flag comes before ``WSCLUSTER_<NAME>``, that before the variables that others read too (``REDIS_URL``), and those
+    before the default. An empty variable is as good as none.
+
+    Args:
+        target: ``module:attribute``.
+        flags: Text of each flag that was given, by the name of its field.
+
+    Raises:
+        ConfigError: Something is wrong; it lists every fault.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    problems = _check_target(target)
+    for name, (group, item) in option_fields().items():
+        found = _find(name, item.metadata["env"], flags, environment)
+        if found is None:
+            continue
+        source, text = found
+        try:
+            values[group][name] = parse_value(item, text)
+        except ValueError as exc:
+            problems.append(f"{source} {text!r}: {exc}")
+    if problems:
+        raise ConfigError(problems)
+    config = Config(target=target, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
+    problems = _contradictions(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _find(
+    name: str, others: tuple[str, ...], flags: Mapping[str, str], environment: Mapping[str, str]
+) -> tuple[str, str] | None:
+    if name in flags:
+        return flag_of(name), flags[name]
+    for variable in (f"WSCLUSTER_{name.upper()}", *others):
+        if environment.get(variable):
+            return variable, environment[variable]
+    return None
+
+
+def _check_target(target: str) -> list[str]:
+    module, colon, attribute = target.partition(":")
+    names = [*module.split("."), *attribute.split(".")]
+    if not colon or not all(name.isidentifier() for name in names):
+        return [f"target {target!r}: module:attribute is wanted, such as handlers:chat"]
+    return []
+
+
+def _contradictions(config: Config) -> list[str]:
+    problems = []
+    if config.placement.balance is not None and config.placement.sticky != "none":
+        problems.append(f"--balance {config.placement.balance} needs --sticky none")
+    prefix = config.bus.redis_prefix
+    if not prefix.isprintable() or not 1 <= len(prefix.encode()) <= 64 or set("{}") & set(prefix):
+        problems.append(f"--redis-prefix {prefix!r}: 1 to 64 bytes without braces and control characters are wanted")
+    return problems
+
+
+def parse_value(item: Any, text: str) -> Any:
+    """Return the value of the dataclass field ``item`` that ``text`` means.
+
+    Raises:
+        ValueError: It means none; the message says what is wanted.
+    """
+    kind = str(item.type).removesuffix(" | None")
+    facts = item.metadata
+    if facts["choices"] and text not in facts["choices"]:
+        raise ValueError(f"one of {', '.join(facts['choices'])} is wanted")
+    if kind == "str":
+        return text
+    if kind == "bool":
+        return _parse_bool(text)
+    if item.name == "workers" and text == "auto":
+        return None
+    value = _parse_int(text) if kind == "int" else _parse_duration(text) if facts["duration"] else None
+    low, high, above = facts["low"], facts["high"], facts["above"]
+    if (
+        value is None
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+    ):
+        raise ValueError(f"{_describe_range(kind, low, high, above)} is wanted" + _or_auto(item.name))
+    return value
+
+
+def _or_auto(name: str) -> str:
+    return ", or auto" if name == "workers" else ""
+
+
+def _describe_range(kind: str, low: float | None, high: float | None, above: float | None) -> str:
+    what = "a whole number" if kind == "int" else "a number of seconds or a duration like 1h30m"
+    if above is not None:
+        return f"{what} above {above:g}"
+    if high is not None:
+        return f"{what} from {low:g} to {high:g}"
+    return f"{what} of {low:g} or more" if low is not None else what
+
+
+def _parse_bool(text: str) -> bool:
+    match text.lower():
+        case "true" | "yes" | "on" | "1":
+            return True
+        case "false" | "no" | "off" | "0":
+            return False
+    raise ValueError("true or false is wanted")
+
+
+def _parse_int(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+def _parse_duration(text: str) -> float | None:
+    """Return seconds: of a number (``2.5``) or of days, hours, minutes and seconds (``1h30m``)."""
+    if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", text, re.ASCII) and len(text) <= 18:
+        return float(text)
+    match = _DURATION.fullmatch(text)
+    if not text or match is None or len(text) > 32:
+        return None
+    return sum(float(part) * scale for part, scale in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part)
+
+
+def hide_password(url: str) -> str:
+    """Return ``url`` with ``***`` in place of a password, wherever it stands."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return "***"
+    url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
+    if password:
+        head, at, tail = url.rpartition("@")
+        url = head.removesuffix(password) + "***" + at + tail
+    return url

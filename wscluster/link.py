@@ -129,8 +129,9 @@ class Link:
             return False
         except ConnectionResetError:
             # The kernel reports a peer that died with unread packets once, before the packets it had written: they
-            # are still in the queue, so read on until b"".
-            return True
+            # are still in the queue, so read on until b"". At once, because libuv no longer polls a socket after that.
+            self.receive_all()
+            return False
         fds = _file_descriptors(ancillary)
         if flags & socket.MSG_CTRUNC:
             self.fds_lost += 1
@@ -166,8 +167,10 @@ class Link:
                 self._start_writing()
                 return
             except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError):
-                # The end is reported by the reader, after the packets that are still in the queue.
+                # The end comes after the packets that are still in the queue. The reader may not be called for it:
+                # this was the report of the error that it waits for.
                 self._outbox.clear()
+                self._loop.call_soon(self.receive_all)
                 break
             except OSError as exc:
                 if exc.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):

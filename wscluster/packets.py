@@ -8,6 +8,7 @@ same order. Nothing here does I/O.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ MAX_PACKET_BYTES = 200_000
 """What an encoded packet may measure: the kernel refuses more than 212,951 bytes (EMSGSIZE)."""
 
 MAX_TRACEBACK_BYTES = 64 * 1024
+MAX_REASON_CHARS = 4096
+_CONTROLS = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class Stats:
     delivered: int = 0
     gaps: int = 0
     slow_closed: int = 0
-    bus_connected: bool = False
+    bus_connected: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +163,10 @@ def encode(packet: Packet) -> bytes:
             body = b"".join(map(_encode_offered, connections))
         case Adopted(numbers) | Refused(numbers):
             body = struct.pack(f"!{len(numbers)}Q", *numbers)
-        case BootFailed(traceback=traceback):
-            kept = traceback.encode(errors="replace")[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
-            body = _json({**asdict(packet), "traceback": kept})
+        case BootFailed(exit_code, reason, traceback):
+            # JSON makes six bytes of a control character.
+            kept = _CONTROLS.sub("?", traceback).encode(errors="replace")[-MAX_TRACEBACK_BYTES:]
+            body = _json(asdict(BootFailed(exit_code, reason[:MAX_REASON_CHARS], kept.decode(errors="ignore"))))
         case _:
             body = _json(asdict(packet))
     if len(body) >= MAX_PACKET_BYTES:
@@ -187,13 +191,13 @@ def decode(data: bytes) -> Packet:
             return Beat(body["serial"], Stats(**body["stats"]))
         if kind is not None:
             return kind(**json.loads(data[1:]))  # type: ignore[no-any-return]
-    except (ValueError, TypeError, KeyError, IndexError, struct.error) as exc:
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, struct.error) as exc:
         raise InvalidPacket(f"{len(data)} bytes that are no packet: {exc}") from exc
     raise InvalidPacket(f"unknown kind of packet: {data[0]}")
 
 
 def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode()
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
 
 
 def _encode_offered(offered: Offered) -> bytes:

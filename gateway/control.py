@@ -1,0 +1,155 @@
+"""The control socket: one JSON object a line in, one a line out, for the same user only.
+
+``{"verb": "status"}`` is answered with ``{"ok": true, "result": …}`` or ``{"ok": false, "error": "…"}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from wscluster.control_paths import UnsafeFolder, default_path, make_folder
+from wscluster.errors import StartError
+
+MAX_LINE_BYTES = 64 * 1024
+MAX_CONNECTIONS = 64
+ANSWER_SECONDS = 1.0
+"""What a caller gets, when the primary ends, to take its last answer."""
+
+_CREDENTIALS = struct.Struct("3i")
+
+Request = dict[str, Any]
+logger = logging.getLogger("wscluster.primary")
+
+
+class InvalidRequest(Exception):
+    """What was asked makes no sense; the text goes back to the caller."""
+
+
+class ControlServer:
+    """Serves the control socket.
+
+    Args:
+        path: Where; None is the default path of this process.
+        handle: Answers a request; what it raises as `InvalidRequest` is told to the caller.
+    """
+
+    def __init__(self, path: str | None, handle: Callable[[Request], Awaitable[Any]]) -> None:
+        self.path = default_path(os.getpid()) if path is None else Path(path)
+        self._private = path is None
+        self._handle = handle
+        self._server: asyncio.Server | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._inode: tuple[int, int] | None = None
+
+    async def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            StartError: Another primary serves there, or the path is no good.
+        """
+        try:
+            if self._private:
+                make_folder(self.path.parent)
+            sock = _bind(self.path)
+        except (UnsafeFolder, OSError) as exc:
+            raise StartError(f"control socket {self.path}: {exc}; choose another with --control-socket") from exc
+        status = self.path.stat()
+        self._inode = (status.st_dev, status.st_ino)
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_LINE_BYTES)
+
+    async def close(self) -> None:
+        """Let the calls that are under way be answered, then remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=ANSWER_SECONDS)
+            for call in late:
+                call.cancel()
+        try:
+            status = self.path.stat()
+            if (status.st_dev, status.st_ino) == self._inode:
+                self.path.unlink()
+        except FileNotFoundError:
+            return
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        uid = _peer_uid(writer.get_extra_info("socket"))
+        if uid not in (0, os.getuid()) or len(self._calls) >= MAX_CONNECTIONS:
+            logger.warning("a call to the control socket was refused: user %d, %d calls", uid, len(self._calls))
+            writer.close()
+            return
+        call = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while self._server is not None and (line := await reader.readline()):
+                answer = json.dumps(await self._answer(line), separators=(",", ":"))
+                writer.write(answer.encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError) as exc:
+            # ValueError: a line longer than the limit.
+            logger.debug("a call to the control socket ended: %s", exc)
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise InvalidRequest("a JSON object is wanted")
+            return {"ok": True, "result": await self._handle(request)}
+        except (InvalidRequest, ValueError, RecursionError) as exc:
+            return {"ok": False, "error": str(exc)}
+
+
+def _bind(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``, mode 0600; one that nobody serves any more is replaced."""
+    if _is_served(path):
+        raise FileExistsError("another primary serves there")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+        sock.listen(16)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    return sock
+
+
+def _is_served(path: Path) -> bool:
+    """Say whether somebody listens at ``path``, and remove a socket that was left behind."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError("this is a file or a link, not a socket")
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return False
+    return True
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """Return the user at the other end, as the kernel knows it (SO_PEERCRED)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])

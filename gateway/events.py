@@ -1,0 +1,92 @@
+"""Lifecycle facts as JSON lines on the file descriptor that ``--ready-fd`` names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import select
+from collections import deque
+from typing import Any
+
+from wscluster.errors import ExitCode, StartError
+
+MAX_LINE_BYTES = 4096
+"""PIPE_BUF of Linux: a pipe that is writable takes this much without blocking."""
+MAX_WAITING = 1024
+
+logger = logging.getLogger("wscluster.primary")
+
+
+class EventLog:
+    """Writes events without ever blocking the loop; while nobody reads, up to 1,024 lines wait and later ones are lost.
+
+    The descriptor is not made non-blocking, because whoever else has it would feel that: it is asked before each write.
+
+    Args:
+        fd: The descriptor, or None for no events.
+
+    Raises:
+        StartError: ``fd`` is not open.
+    """
+
+    def __init__(self, fd: int | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._fd = fd
+        self._loop = loop
+        self._waiting: deque[bytes] = deque()
+        self._writing = False
+        self._complained = False
+        if fd is not None:
+            try:
+                os.fstat(fd)
+            except OSError:
+                raise StartError(f"--ready-fd {fd}: this file descriptor is not open", ExitCode.USAGE) from None
+            os.set_inheritable(fd, False)
+
+    def emit(self, event: str, **facts: Any) -> None:
+        """Write one line: ``{"event": …}`` and ``facts``."""
+        if self._fd is None:
+            return
+        line = json.dumps({"event": event, **facts}, separators=(",", ":")).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES or len(self._waiting) >= MAX_WAITING:
+            self._complain("an event is lost: nobody reads --ready-fd, or it is too long")
+            return
+        self._waiting.append(line)
+        if not self._writing:
+            self._write()
+
+    def close(self) -> None:
+        """Write no more. The descriptor stays open: it is whose it was."""
+        self._stop_writing()
+        self._fd = None
+
+    def _write(self) -> None:
+        if self._fd is None:
+            return
+        writable = select.poll()
+        writable.register(self._fd, select.POLLOUT)
+        while self._waiting:
+            if not writable.poll(0):
+                if not self._writing:
+                    self._writing = True
+                    self._loop.add_writer(self._fd, self._write)
+                return
+            try:
+                os.write(self._fd, self._waiting[0])
+            except OSError as exc:
+                self._complain(f"--ready-fd {self._fd}: {exc.strerror}; no more events are written")
+                self.close()
+                return
+            self._waiting.popleft()
+        self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        if self._writing and self._fd is not None:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    def _complain(self, text: str) -> None:
+        if not self._complained:
+            self._complained = True
+            logger.warning("%s", text)

@@ -1,0 +1,304 @@
+"""Slots and their workers: which to start, to route to, to drain, to kill, and when to give up.
+
+One worker's life::
+
+    starting --became_ready--> ready --stop--> draining --exited--> exited
+        |                        |                 |
+        +----due, stop-----------+------due--------+---> killed --exited--> exited
+
+`TABLE` is that picture: for each state and event, what is done. An event that it lacks is a bug and raises. A slot
+whose worker has exited gets a new one after a back-off; a slot whose workers fail to boot again and again is `failed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from wscluster.errors import ExitCode
+from wscluster.gateway.fleet_words import (
+    BecameReady,
+    Beaten,
+    BootRefused,
+    Command,
+    DrainWorker,
+    Event,
+    Exited,
+    Finish,
+    GiveUpSlot,
+    Kill,
+    Listen,
+    Route,
+    Spawn,
+    State,
+    StopAsked,
+    StopForced,
+    StopListening,
+    Ticked,
+    Unroute,
+)
+
+FIRST_BACKOFF = 0.1
+MAX_BACKOFF = 10.0
+STABLE_SECONDS = 10.0
+"""A worker that was ready for this long clears its slot's back-off."""
+MAX_BOOT_FAILURES = 5
+"""Boots of one slot that fail one after the other until it is given up."""
+MAX_FIRST_BOOT_FAILURES = 3
+"""The same, while no worker was ever ready: the fault is then more likely the program than the moment."""
+EXIT_SECONDS = 2.0
+"""What a worker gets to exit by itself after its last deadline or its failed boot."""
+SHUTDOWN_CODE = 1001
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the fleet knows of one worker."""
+
+    id: int
+    slot: int
+    phase: int
+    spawned_at: float
+    state: State = State.STARTING
+    ready_at: float | None = None
+    deadline: float | None = None
+    boot_error: str = ""
+
+
+@dataclass(slots=True)
+class Slot:
+    """What the fleet knows of one slot."""
+
+    worker: int | None = None
+    failed: bool = False
+    settled: bool = False
+    boot_failures: int = 0
+    crashes: int = 0
+    respawn_at: float | None = None
+    spawns: int = 0
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Decides over the workers: ``handle(event, now)`` returns the commands that follow.
+
+    Args:
+        size: Number of slots.
+        startup_timeout: Seconds that a worker gets to become ready.
+        beat_timeout: Seconds without a beat after which a ready worker is killed.
+        graceful_timeout: Seconds that a drain may take.
+    """
+
+    size: int
+    startup_timeout: float
+    beat_timeout: float
+    graceful_timeout: float
+    phase: int = 1
+    slots: list[Slot] = field(default_factory=list)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    last_worker: int = 0
+    ever_ready: bool = False
+    listening: bool = False
+    stopping: bool = False
+    exit_code: int | None = None
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(respawn_at=0.0) for _ in range(self.size)]
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were started in place of one that had exited."""
+        return sum(max(0, slot.spawns - 1) for slot in self.slots)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Return what follows from ``event``, in the order in which it is to be done.
+
+        Raises:
+            KeyError: The event does not fit the worker's state: a bug of the caller.
+        """
+        commands: list[Command] = []
+        match event:
+            case StopAsked():
+                self._stop(commands, now)
+            case StopForced():
+                self._force(commands)
+            case Ticked():
+                pass
+            case _:
+                worker = self.workers[event.worker]
+                TABLE[worker.state, type(event)](self, worker, event, now, commands)
+        self._fire_deadlines(now, commands)
+        self._spawn_due(now, commands)
+        self._settle(commands)
+        return commands
+
+    def next_deadline(self) -> float | None:
+        """When the next `Ticked` is due; None where only events can change anything."""
+        due = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
+        if self.exit_code is None:
+            due += [slot.respawn_at for slot in self.slots if slot.respawn_at is not None]
+        return min(due, default=None)
+
+    # Transitions: (worker, event, now, commands)
+
+    def _became_ready(self, worker: Worker, _event: Event, now: float, commands: list[Command]) -> None:
+        slot = self.slots[worker.slot]
+        worker.state = State.READY
+        worker.ready_at = now
+        worker.deadline = now + self.beat_timeout
+        slot.boot_failures = 0
+        slot.settled = self.ever_ready = True
+        commands.append(Route(worker.slot, worker.id))
+
+    def _beaten(self, worker: Worker, _event: Event, now: float, _commands: list[Command]) -> None:
+        worker.deadline = now + self.beat_timeout
+
+    def _boot_refused(self, worker: Worker, event: BootRefused, now: float, commands: list[Command]) -> None:
+        worker.boot_error = event.reason
+        worker.deadline = now + EXIT_SECONDS
+        if event.exit_code == ExitCode.TARGET and not self.ever_ready:
+            self._finish(ExitCode.TARGET, commands)
+
+    def _boot_exited(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
+        slot = self.slots[worker.slot]
+        slot.boot_failures += 1
+        limit = MAX_BOOT_FAILURES if self.ever_ready else MAX_FIRST_BOOT_FAILURES
+        if slot.boot_failures >= limit and self.exit_code is None:
+            slot.failed = slot.settled = True
+            reason = worker.boot_error or "its worker ended before it was ready"
+            commands.append(GiveUpSlot(worker.slot, f"{slot.boot_failures} boots failed, the last one: {reason}"))
+        self._exited(worker, event, now, commands)
+
+    def _crashed(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
+        if worker.state is State.READY:
+            commands.append(Unroute(worker.slot, worker.id))
+        if worker.ready_at is None:
+            self._boot_exited(worker, event, now, commands)
+            return
+        if now - worker.ready_at >= STABLE_SECONDS:
+            self.slots[worker.slot].crashes = 0
+        self._exited(worker, event, now, commands)
+
+    def _exited(self, worker: Worker, event: Exited, now: float, _commands: list[Command]) -> None:
+        worker.state = State.EXITED
+        worker.deadline = None
+        slot = self.slots[worker.slot]
+        slot.worker = None
+        del self.workers[worker.id]
+        if not slot.failed and self.exit_code is None:
+            backoff = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0**slot.crashes)
+            slot.crashes = min(slot.crashes + 1, 16)
+            slot.respawn_at = now + backoff * (0.5 + event.jitter / 2)
+
+    def _nothing(self, worker: Worker, event: Event, now: float, commands: list[Command]) -> None:
+        """What the worker wrote before it read our last word, or before the signal reached it."""
+
+    # Deadlines, starts and ends
+
+    def _fire_deadlines(self, now: float, commands: list[Command]) -> None:
+        for worker in self.workers.values():
+            if worker.deadline is None or worker.deadline > now:
+                continue
+            match worker.state:
+                case State.STARTING:
+                    late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
+                    worker.boot_error = late
+                    self._kill(worker, late, commands)
+                case State.READY:
+                    self._kill(worker, f"no beat for {self.beat_timeout:g} s: its event loop is stuck", commands)
+                case State.DRAINING:
+                    self._kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
+                case _:
+                    worker.deadline = None
+
+    def _kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
+        if worker.state is State.KILLED:
+            return
+        if worker.state is State.READY:
+            commands.append(Unroute(worker.slot, worker.id))
+        worker.state = State.KILLED
+        worker.deadline = None
+        commands.append(Kill(worker.id, reason))
+
+    def _spawn_due(self, now: float, commands: list[Command]) -> None:
+        if self.exit_code is not None:
+            return
+        for number, slot in enumerate(self.slots):
+            if slot.respawn_at is not None and slot.respawn_at <= now:
+                self.last_worker += 1
+                slot.respawn_at = None
+                slot.worker = self.last_worker
+                slot.spawns += 1
+                self.workers[self.last_worker] = Worker(
+                    self.last_worker, number, self.phase, now, deadline=now + self.startup_timeout
+                )
+                commands.append(Spawn(number, self.last_worker, self.phase))
+
+    def _settle(self, commands: list[Command]) -> None:
+        """Begin to accept when every slot has come up or was given up; end when nothing is left."""
+        if self.exit_code is None:
+            if all(slot.failed for slot in self.slots):
+                self._finish(ExitCode.FAILED if self.ever_ready else ExitCode.NOT_STARTED, commands)
+            elif not self.listening and self.ever_ready and all(slot.settled for slot in self.slots):
+                self.listening = True
+                commands.append(Listen())
+        if self.exit_code is not None and not self.workers and not self.finished:
+            self.finished = True
+            commands.append(Finish(self.exit_code))
+
+    def _finish(self, exit_code: int, commands: list[Command]) -> None:
+        """End with ``exit_code`` as soon as every worker is gone."""
+        if self.exit_code is not None:
+            return
+        self.exit_code = exit_code
+        self._stop_listening(commands)
+        for worker in self.workers.values():
+            if worker.state in (State.READY, State.DRAINING) or not worker.boot_error:
+                self._kill(worker, "the cluster cannot run", commands)
+
+    def _stop(self, commands: list[Command], now: float) -> None:
+        if self.exit_code is not None:
+            return
+        self.stopping = True
+        self.exit_code = ExitCode.OK
+        self._stop_listening(commands)
+        for worker in self.workers.values():
+            if worker.state is State.READY:
+                worker.state = State.DRAINING
+                worker.deadline = now + self.graceful_timeout + EXIT_SECONDS
+                commands.append(Unroute(worker.slot, worker.id))
+                commands.append(DrainWorker(worker.id, SHUTDOWN_CODE, self.graceful_timeout))
+            elif worker.state is State.STARTING:
+                self._kill(worker, "stopped while it was starting", commands)
+
+    def _force(self, commands: list[Command]) -> None:
+        if self.exit_code is None:
+            self.stopping = True
+            self.exit_code = ExitCode.OK
+            self._stop_listening(commands)
+        for worker in self.workers.values():
+            self._kill(worker, "stop forced", commands)
+
+    def _stop_listening(self, commands: list[Command]) -> None:
+        if self.listening:
+            self.listening = False
+            commands.append(StopListening())
+
+
+Transition = Callable[..., None]
+
+TABLE: dict[tuple[State, type[Event]], Transition] = {
+    (State.STARTING, BecameReady): Fleet._became_ready,
+    (State.STARTING, Beaten): Fleet._nothing,
+    (State.STARTING, BootRefused): Fleet._boot_refused,
+    (State.STARTING, Exited): Fleet._boot_exited,
+    (State.READY, Beaten): Fleet._beaten,
+    (State.READY, Exited): Fleet._crashed,
+    (State.DRAINING, Beaten): Fleet._nothing,
+    (State.DRAINING, Exited): Fleet._exited,
+    (State.KILLED, BecameReady): Fleet._nothing,
+    (State.KILLED, Beaten): Fleet._nothing,
+    (State.KILLED, BootRefused): Fleet._nothing,
+    (State.KILLED, Exited): Fleet._crashed,
+}

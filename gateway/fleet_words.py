@@ -1,0 +1,141 @@
+"""The words of the fleet: the states of a worker, what happens to it (events), and what is to be done (commands)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(Enum):
+    """State of a worker."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    KILLED = "killed"
+    EXITED = "exited"
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    """The worker says that it is ready."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beaten:
+    """The worker's event loop has turned."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class BootRefused:
+    """The worker says why it cannot become ready, and is about to exit."""
+
+    worker: int
+    exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker's process has ended. ``jitter`` is a random number of [0, 1) for the back-off."""
+
+    worker: int
+    status: int
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the primary to stop: drain every worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopForced:
+    """Somebody does not want to wait: kill every worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed; also the first event of all."""
+
+
+Event = BecameReady | Beaten | BootRefused | Exited | StopAsked | StopForced | Ticked
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start ``worker`` in ``slot``."""
+
+    slot: int
+    worker: int
+    phase: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send SIGKILL to ``worker``."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Tell ``worker`` to close its connections with ``code`` and to exit."""
+
+    worker: int
+    code: int
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """New connections of ``slot`` go to ``worker``."""
+
+    slot: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unroute:
+    """``worker`` gets no new connections."""
+
+    slot: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpSlot:
+    """No more workers for ``slot``."""
+
+    slot: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Begin to accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopListening:
+    """Accept nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Every worker has exited: end the primary with this exit code."""
+
+    exit_code: int
+
+
+Command = Spawn | Kill | DrainWorker | Route | Unroute | GiveUpSlot | Listen | StopListening | Finish

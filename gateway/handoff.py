@@ -1,0 +1,257 @@
+"""The ledger of the handoff: every connection that was accepted and is not adopted yet.
+
+The rule: a connection is released when its worker has adopted it, and placed again when that worker has refused it or
+its link has ended, **never on a deadline**, because an offered socket cannot be recalled from a worker that is only
+slow. A slot's queue and a worker's window are bounded; beyond them a connection is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from wscluster.gateway.placement import Chooser
+from wscluster.packets import Offered
+
+WINDOW = 32
+"""Connections that one worker may have been offered and not yet adopted."""
+
+MAX_QUEUE = 1024
+"""Connections that wait for one slot; the next one is rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """Command: send these to ``worker`` in one packet; keep the sockets."""
+
+    worker: int
+    connections: tuple[Offered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Command: these are adopted, close the primary's copies."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Command: nobody can serve these, tell the clients."""
+
+    numbers: tuple[int, ...]
+
+
+Command = HandOff | Release | Reject
+
+
+@dataclass(slots=True)
+class _Pending:
+    offered: Offered
+    refused_by: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Slot:
+    worker: int | None = None
+    down_since: float = 0.0
+    failed: bool = False
+    queue: list[_Pending] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Worker:
+    slot: int
+    offered: dict[int, _Pending] = field(default_factory=dict)
+    adopted: int = 0
+    reported: tuple[int, int] = (0, 0)
+
+    def open_connections(self) -> int:
+        """Connections at the last beat, and those adopted since."""
+        connections, adopted = self.reported
+        return connections + max(0, self.adopted - adopted)
+
+
+class Ledger:
+    """Places connections and keeps account of them. Each method is an event and returns the commands that follow.
+
+    Args:
+        slots: Number of slots.
+        chooser: Orders the slots for a connection.
+        slot_wait: Seconds for which connections wait for a slot that has no worker.
+        now: Seconds on the caller's clock.
+    """
+
+    def __init__(self, slots: int, chooser: Chooser, slot_wait: float, now: float) -> None:
+        self._slots = [_Slot(down_since=now) for _ in range(slots)]
+        self._chooser = chooser
+        self._slot_wait = slot_wait
+        self._workers: dict[int, _Worker] = {}
+        self._stopping = False
+        self.accepted = 0
+        self.adopted = 0
+        self.rejected = 0
+        self.placed_again = 0
+
+    # Events
+
+    def accept(self, connections: Iterable[Offered], now: float) -> list[Command]:
+        """New connections, oldest first."""
+        touched: set[int] = set()
+        rejected: list[int] = []
+        for offered in connections:
+            self.accepted += 1
+            self._place(_Pending(offered), now, touched, rejected)
+        return self._commands(touched, rejected)
+
+    def route(self, slot: int, worker: int) -> list[Command]:
+        """From now on the slot's connections go to ``worker``, which is ready."""
+        self._slots[slot].worker = worker
+        self._workers.setdefault(worker, _Worker(slot))
+        return self._commands({slot}, [])
+
+    def unroute(self, slot: int, worker: int, now: float) -> list[Command]:
+        """``worker`` takes nothing new; what it was offered is still its own until it answers or its link ends."""
+        state = self._slots[slot]
+        if state.worker == worker:
+            state.worker = None
+            state.down_since = now
+        return []
+
+    def adopt(self, worker: int, numbers: Iterable[int]) -> list[Command]:
+        """``worker`` has adopted these."""
+        state = self._workers[worker]
+        released = tuple(number for number in numbers if state.offered.pop(number, None) is not None)
+        state.adopted += len(released)
+        self.adopted += len(released)
+        return [Release(released), *self._commands({state.slot}, [])]
+
+    def refuse(self, worker: int, numbers: Iterable[int], now: float) -> list[Command]:
+        """``worker`` gives these back, unread."""
+        state = self._workers[worker]
+        refused = [state.offered.pop(number) for number in numbers if number in state.offered]
+        for pending in refused:
+            pending.refused_by.add(worker)
+        return self._place_again(refused, {state.slot}, now)
+
+    def end(self, worker: int, now: float) -> list[Command]:
+        """The link of ``worker`` has ended, and its last packet was read: what it did not adopt is unread."""
+        state = self._workers.pop(worker, None)
+        if state is None:
+            return []
+        self.unroute(state.slot, worker, now)
+        return self._place_again(list(state.offered.values()), set(), now)
+
+    def fail_slot(self, slot: int, now: float) -> list[Command]:
+        """The slot was given up: nobody waits for it any more."""
+        self._slots[slot].failed = True
+        return self._empty([slot], now)
+
+    def report(self, worker: int, connections: int, adopted: int) -> None:
+        """A beat of ``worker``: its open connections, and how many it has adopted in all."""
+        if worker in self._workers:
+            self._workers[worker].reported = (connections, adopted)
+
+    def stop(self, now: float) -> list[Command]:
+        """Nothing is placed any more: what waits is rejected, and what comes back too."""
+        self._stopping = True
+        return self._empty(range(len(self._slots)), now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Send on what has waited `slot_wait` for a slot without a worker."""
+        due = [
+            number
+            for number, slot in enumerate(self._slots)
+            if slot.worker is None and slot.queue and slot.down_since + self._slot_wait <= now
+        ]
+        return self._empty(due, now) if due else []
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do; None where nothing waits for a slot without a worker."""
+        return min(
+            (slot.down_since + self._slot_wait for slot in self._slots if slot.worker is None and slot.queue),
+            default=None,
+        )
+
+    def loads(self) -> list[int]:
+        """Connections of each slot: open, offered and waiting."""
+        return [self._load(slot) for slot in self._slots]
+
+    def pending(self) -> int:
+        """Number of connections that are neither adopted nor rejected."""
+        waiting = sum(len(slot.queue) for slot in self._slots)
+        return waiting + sum(len(worker.offered) for worker in self._workers.values())
+
+    # Decisions
+
+    def _load(self, slot: _Slot) -> int:
+        load = len(slot.queue)
+        if slot.worker is not None:
+            worker = self._workers[slot.worker]
+            load += len(worker.offered) + worker.open_connections()
+        return load
+
+    def _choose(self, pending: _Pending, now: float) -> _Slot | None:
+        """Return the first slot of the connection's order that serves it, or will soon enough."""
+        sticky = self._chooser.sticky
+        offered = pending.offered
+        order = self._chooser(offered.number, offered.host, () if sticky else self.loads())
+        soon: _Slot | None = None
+        for number in order:
+            slot = self._slots[number]
+            if slot.failed:
+                continue
+            if slot.worker is not None:
+                if slot.worker not in pending.refused_by:
+                    return slot
+            elif now < slot.down_since + self._slot_wait:
+                if sticky:
+                    return slot
+                soon = soon or slot
+        return soon
+
+    def _place(self, pending: _Pending, now: float, touched: set[int], rejected: list[int]) -> None:
+        slot = None if self._stopping else self._choose(pending, now)
+        if slot is None or len(slot.queue) >= MAX_QUEUE:
+            self.rejected += 1
+            rejected.append(pending.offered.number)
+            return
+        slot.queue.append(pending)
+        if len(slot.queue) > 1 and slot.queue[-2].offered.number > pending.offered.number:
+            slot.queue.sort(key=lambda waiting: waiting.offered.number)
+        if slot.worker is not None:
+            touched.add(self._workers[slot.worker].slot)
+
+    def _place_again(self, returned: list[_Pending], touched: set[int], now: float) -> list[Command]:
+        """Place what came back, ahead of everything newer."""
+        rejected: list[int] = []
+        self.placed_again += len(returned)
+        for pending in returned:
+            self._place(pending, now, touched, rejected)
+        return self._commands(touched, rejected)
+
+    def _empty(self, slots: Iterable[int], now: float) -> list[Command]:
+        touched: set[int] = set()
+        rejected: list[int] = []
+        for number in slots:
+            waiting, self._slots[number].queue = self._slots[number].queue, []
+            for pending in waiting:
+                self._place(pending, now, touched, rejected)
+        return self._commands(touched, rejected)
+
+    def _commands(self, touched: Iterable[int], rejected: list[int]) -> list[Command]:
+        """Offer what waits for the ``touched`` slots as far as the windows reach."""
+        commands: list[Command] = []
+        for number in sorted(touched):
+            slot = self._slots[number]
+            if slot.worker is None or not slot.queue:
+                continue
+            worker = self._workers[slot.worker]
+            room = WINDOW - len(worker.offered)
+            batch, slot.queue = slot.queue[: max(room, 0)], slot.queue[max(room, 0) :]
+            if batch:
+                worker.offered.update((pending.offered.number, pending) for pending in batch)
+                commands.append(HandOff(slot.worker, tuple(pending.offered for pending in batch)))
+        if rejected:
+            commands.append(Reject(tuple(rejected)))
+        return commands

@@ -1,0 +1,391 @@
+"""The primary: wires listener, ledger, fleet, links, bus and control socket, and carries out what the pure parts decide."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from typing import Any
+
+import wscluster
+from wscluster.config import Config, hide_password, to_json
+from wscluster.errors import ExitCode, StartError
+from wscluster.gateway import fleet_words as fleet
+from wscluster.gateway import handoff
+from wscluster.gateway.control import ControlServer, InvalidRequest, Request
+from wscluster.gateway.events import EventLog
+from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.listener import Accepted, Listener
+from wscluster.gateway.placement import make_chooser
+from wscluster.gateway.poller import Poller
+from wscluster.gateway.redis_server import RedisServer
+from wscluster.gateway.shed import Shedder
+from wscluster.gateway.spawner import Process, spawn_worker
+from wscluster.gateway.status import Figures, PrimaryFacts, Totals, build_status
+from wscluster.link import Link
+from wscluster.loops import loop_name
+from wscluster.packets import (
+    Adopted,
+    Beat,
+    BootFailed,
+    BusAt,
+    Drain,
+    Offer,
+    Offered,
+    Packet,
+    Ready,
+    Refused,
+    Start,
+    WantBus,
+)
+
+logger = logging.getLogger("wscluster.primary")
+
+
+class Primary:
+    """One cluster, from its first worker to its last.
+
+    Args:
+        config: What to serve; ``fleet.workers`` is a number here.
+        sockets: Bound sockets to accept from.
+    """
+
+    def __init__(self, config: Config, sockets: list[socket.socket], loop: asyncio.AbstractEventLoop) -> None:
+        workers = config.fleet.workers
+        assert workers is not None
+        self.loop = loop
+        self._config = config
+        self._config_json = to_json(config)
+        self._started_at = loop.time()
+        self._fleet = Fleet(
+            workers,
+            config.fleet.worker_startup_timeout,
+            config.fleet.timeout_worker_healthcheck,
+            config.fleet.graceful_timeout,
+        )
+        chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
+        self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
+        self._listeners = [
+            Listener(sock, config.listen.backlog, loop, self._accepted, self._shed_unseen) for sock in sockets
+        ]
+        self._events = EventLog(config.operate.ready_fd, loop)
+        self._control = ControlServer(config.operate.control_socket, self._answer)
+        self._shedder = Shedder(loop)
+        self._bus = RedisServer(loop, self._bus_moved)
+        self._bus_at: BusAt | None = None
+        self._wants_bus: set[int] = set()
+        self._sockets: dict[int, socket.socket] = {}
+        self._last_number = 0
+        self._links: dict[int, Link] = {}
+        self._processes: dict[int, Process] = {}
+        self._figures: dict[int, Figures] = {}
+        self._totals = Totals()
+        self._poller = Poller(loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._finished: asyncio.Future[int] = loop.create_future()
+        self._fault: StartError | None = None
+        self._boot_fault: StartError | None = None
+        self._shown: set[str] = set()
+
+    async def run(self) -> int:
+        """Live until every worker has exited; returns the exit code.
+
+        Raises:
+            StartError: The cluster never came up; the text says why.
+        """
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(self._shedder.close)
+            at_end.callback(self._bus.close)
+            for listener in self._listeners:
+                at_end.callback(listener.close)
+            await self._control.start()
+            try:
+                for listener in self._listeners:
+                    self._events.emit("bound", listener=listener.name)
+                self._step(fleet.Ticked())
+                exit_code = await self._finished
+                at_end.close()
+            finally:
+                if self._timer is not None:
+                    self._timer.cancel()
+                await self._control.close()
+        if self._fault is not None:
+            raise self._fault
+        self._events.emit("stopped")
+        logger.info("stopped")
+        self._events.close()
+        return exit_code
+
+    def stop(self) -> None:
+        """Stop accepting, drain and end; asked a second time, end now."""
+        if self._fleet.stopping:
+            self.force()
+            return
+        logger.info("stopping: %g s for open connections; once more ends them now", self._fleet.graceful_timeout)
+        self._step(fleet.StopAsked())
+
+    def force(self) -> None:
+        """End now: every worker is killed."""
+        logger.warning("stopping at once")
+        self._step(fleet.StopForced())
+
+    # Decisions and what follows from them
+
+    def _step(self, event: fleet.Event) -> None:
+        for command in self._fleet.handle(event, self.loop.time()):
+            self._carry_out(command)
+        self._arm()
+
+    def _carry_out(self, command: fleet.Command) -> None:
+        now = self.loop.time()
+        match command:
+            case fleet.Spawn():
+                self._spawn(command)
+            case fleet.Route(slot, worker):
+                self._hand(self._ledger.route(slot, worker))
+            case fleet.Unroute(slot, worker):
+                self._hand(self._ledger.unroute(slot, worker, now))
+            case fleet.Kill(worker, reason):
+                level = logging.DEBUG if self._fleet.exit_code is not None else logging.ERROR
+                logger.log(level, "worker %d killed: %s", worker, reason)
+                if worker in self._processes:
+                    self._processes[worker].kill()
+            case fleet.DrainWorker(worker, code, timeout):
+                self._links[worker].send(Drain(code, "", timeout))
+            case fleet.GiveUpSlot(slot, reason):
+                logger.error("slot %d is given up: %s", slot, reason)
+                self._hand(self._ledger.fail_slot(slot, now))
+            case fleet.Listen():
+                self._listen()
+            case fleet.StopListening():
+                self._hand(self._ledger.stop(now))
+                for listener in self._listeners:
+                    listener.close()
+            case fleet.Finish(exit_code):
+                self._finish(exit_code)
+
+    def _hand(self, commands: list[handoff.Command]) -> None:
+        for command in commands:
+            match command:
+                case handoff.HandOff(worker, connections):
+                    fds = [self._sockets[offered.number].fileno() for offered in connections]
+                    self._links[worker].send(Offer(connections), fds)
+                case handoff.Release(numbers):
+                    for number in numbers:
+                        self._sockets.pop(number).close()
+                case handoff.Reject(numbers):
+                    logger.warning("%d connections turned away: no worker can take them", len(numbers))
+                    for number in numbers:
+                        self._shedder.shed(self._sockets.pop(number))
+
+    def _arm(self) -> None:
+        """Wake up at the next deadline. A timer that is too early is left alone: it costs one look."""
+        deadlines = (self._fleet.next_deadline(), self._ledger.next_deadline())
+        due = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        if due is None or self._finished.done():
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        # What a worker has said in time is heard before it is judged, however late this process is itself.
+        for link in list(self._links.values()):
+            link.receive_all()
+        self._hand(self._ledger.tick(self.loop.time()))
+        self._step(fleet.Ticked())
+
+    def _finish(self, exit_code: int) -> None:
+        if exit_code in (ExitCode.NOT_STARTED, ExitCode.TARGET):
+            self._fault = self._boot_fault or StartError("no worker became ready", ExitCode(exit_code))
+        self._finished.set_result(exit_code)
+
+    # Accepting
+
+    def _listen(self) -> None:
+        try:
+            for listener in self._listeners:
+                listener.start()
+        except StartError as exc:
+            self._fault = exc
+            logger.error("%s", exc)
+            self._step(fleet.StopForced())
+            return
+        names = [listener.name for listener in self._listeners]
+        port = next((int(name.rpartition(":")[2]) for name in names if not name.startswith("unix:")), None)
+        logger.info(
+            "listening on %s with %d workers, sticky by %s, on %s; control socket %s",
+            ", ".join(name if name.startswith("unix:") else f"http://{name}" for name in names),
+            len(self._fleet.slots),
+            self._config.placement.sticky,
+            loop_name(),
+            self._control.path,
+        )
+        self._events.emit("ready", pid=os.getpid(), port=port, listeners=names)
+
+    def _accepted(self, batch: list[Accepted]) -> None:
+        offers = []
+        for sock, host, port in batch:
+            self._last_number += 1
+            self._sockets[self._last_number] = sock
+            offers.append(Offered(self._last_number, host, port))
+        self._hand(self._ledger.accept(offers, self.loop.time()))
+        if self._ledger.next_deadline() is not None:
+            self._arm()
+
+    def _shed_unseen(self) -> None:
+        self._ledger.accepted += 1
+        self._ledger.rejected += 1
+
+    # Workers
+
+    def _spawn(self, command: fleet.Spawn) -> None:
+        worker = command.worker
+        try:
+            process, sock = spawn_worker(self.loop, lambda status: self._exited(worker, status))
+        except OSError as exc:
+            logger.error("worker %d of slot %d cannot be started: %s", worker, command.slot, exc)
+            self.loop.call_soon(self._step, fleet.Exited(worker, -1, random.random()))
+            return
+        logger.debug("worker %d started in slot %d, pid %d", worker, command.slot, process.pid)
+        self._processes[worker] = process
+        self._figures[worker] = Figures(process.pid)
+        link = Link(
+            sock,
+            self.loop,
+            lambda packet, fds: self._received(worker, packet, fds),
+            lambda: self._link_ended(worker),
+        )
+        self._links[worker] = link
+        link.send(Start(command.slot, worker, command.phase, self._config_json))
+
+    def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
+        for fd in fds:  # no packet of a worker carries any
+            os.close(fd)
+        now = self.loop.time()
+        match packet:
+            case Adopted(numbers):
+                self._hand(self._ledger.adopt(worker, numbers))
+            case Refused(numbers):
+                self._hand(self._ledger.refuse(worker, numbers, now))
+                self._arm()
+            case Beat(serial, stats):
+                self._figures[worker].update(stats, now)
+                self._ledger.report(worker, stats.connections, stats.adopted)
+                self._poller.answered(worker, serial)
+                self._step(fleet.Beaten(worker))
+            case Ready():
+                self._became_ready(worker)
+            case BootFailed():
+                self._boot_failed(worker, packet)
+            case WantBus():
+                self._bus_wanted(worker)
+            case _:
+                logger.error("worker %d sent %s: ignored", worker, type(packet).__name__)
+
+    def _became_ready(self, worker: int) -> None:
+        known = self._fleet.workers[worker]
+        if known.state is not fleet.State.STARTING:
+            return
+        pid = self._processes[worker].pid
+        logger.info("worker %d ready in slot %d, pid %d", worker, known.slot, pid)
+        self._events.emit("worker_ready", slot=known.slot, pid=pid, phase=known.phase)
+        self._step(fleet.BecameReady(worker))
+
+    def _boot_failed(self, worker: int, packet: BootFailed) -> None:
+        # The same fault in every worker is shown once.
+        if packet.traceback and packet.traceback not in self._shown:
+            self._shown.add(packet.traceback)
+            sys.stderr.write(packet.traceback)
+            sys.stderr.flush()
+        if not self._fleet.ever_ready and self._boot_fault is None:
+            self._boot_fault = StartError(packet.reason, ExitCode(packet.exit_code))
+        level = logging.ERROR if self._fleet.ever_ready else logging.DEBUG
+        logger.log(level, "worker %d cannot become ready: %s", worker, packet.reason)
+        self._step(fleet.BootRefused(worker, packet.exit_code, packet.reason))
+
+    def _exited(self, worker: int, status: int) -> None:
+        """The process has ended: read its last words, then take back what it did not adopt."""
+        link = self._links[worker]
+        link.receive_all()
+        if not link.closed:  # a child of the worker holds the other end
+            link.close()
+            self._link_ended(worker)
+        known = self._fleet.workers[worker]
+        expected = self._fleet.exit_code is not None or known.boot_error
+        level = logging.DEBUG if expected else logging.ERROR
+        logger.log(level, "worker %d of slot %d, pid %d, exited: %s", worker, known.slot, self._processes[worker].pid,
+                   _describe_status(status))  # fmt: skip
+        self._events.emit("worker_exited", slot=known.slot, pid=self._processes.pop(worker).pid, status=status)
+        self._totals.retire(self._figures.pop(worker).stats)
+        del self._links[worker]
+        self._wants_bus.discard(worker)
+        self._poller.forget(worker)
+        self._step(fleet.Exited(worker, status, random.random()))
+
+    def _link_ended(self, worker: int) -> None:
+        self._hand(self._ledger.end(worker, self.loop.time()))
+        self._arm()
+
+    # The bus
+
+    def _bus_wanted(self, worker: int) -> None:
+        self._wants_bus.add(worker)
+        if self._bus_at is not None:
+            self._links[worker].send(self._bus_at)
+        self._bus.start()
+
+    def _bus_moved(self, url: str | None, reason: str) -> None:
+        self._bus_at = BusAt(url, reason)
+        for worker in self._wants_bus:
+            self._links[worker].send(self._bus_at)
+
+    # The control socket
+
+    async def _answer(self, request: Request) -> Any:
+        match request:
+            case {"verb": "status"}:
+                await self._poll_workers()
+                return self._status()
+            case {"verb": "stop"}:
+                if request.get("force"):
+                    self.force()
+                elif not self._fleet.stopping:
+                    self.stop()
+                return {"exit_code": await asyncio.shield(self._finished)}
+        raise InvalidRequest(f"this primary ({wscluster.__version__}) knows no such request")
+
+    async def _poll_workers(self) -> None:
+        states = (fleet.State.READY, fleet.State.DRAINING)
+        ready = [worker.id for worker in self._fleet.workers.values() if worker.state in states]
+        await self._poller.poll({worker: self._links[worker] for worker in ready})
+
+    def _status(self) -> dict[str, Any]:
+        url = self._config.bus.redis_url
+        facts = PrimaryFacts(
+            pid=os.getpid(),
+            version=wscluster.__version__,
+            started_at=self._started_at,
+            listeners=tuple(listener.name for listener in self._listeners),
+            sticky=(self._config.placement.sticky,),
+            bus_url=self._bus.address if url is None else hide_password(url),
+            bus_private=url is None,
+        )
+        return build_status(facts, self._fleet, self._ledger, self._figures, self._totals, self.loop.time())
+
+
+def _describe_status(status: int) -> str:
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"

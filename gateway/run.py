@@ -1,0 +1,83 @@
+"""Runs a primary in this process: signals, limits, sockets, and the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import sys
+from dataclasses import replace
+
+from wscluster import logs
+from wscluster.config import Config
+from wscluster.errors import ExitCode, StartError
+from wscluster.gateway.cpus import count_cpus
+from wscluster.gateway.listener import bind
+from wscluster.gateway.primary import Primary
+from wscluster.loops import new_event_loop
+
+logger = logging.getLogger("wscluster.primary")
+
+
+def run(config: Config) -> int:
+    """Serve until somebody stops it; returns the exit code (API.md).
+
+    Call it from the main thread: it installs signal handlers, and the workers die with the thread that started them.
+
+    Raises:
+        StartError: It could not start; the text is one line for a person.
+    """
+    if sys.platform != "linux":
+        raise StartError(f"wscluster needs Linux (SOCK_SEQPACKET links, pidfds), this is {sys.platform}")
+    logs.set_up(config.operate.log_level, "primary")
+    if config.fleet.workers is None:
+        config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_live(config))
+
+
+async def _live(config: Config) -> int:
+    loop = asyncio.get_running_loop()
+    primary: Primary | None = None
+    stop_asked = asyncio.Event()
+
+    def stop() -> None:
+        stop_asked.set()
+        if primary is not None:
+            primary.stop()
+
+    def force() -> None:
+        stop_asked.set()
+        if primary is not None:
+            primary.force()
+
+    # First of all: as process 1 of a container a signal without a handler is ignored.
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGQUIT, force)
+    loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
+    _raise_fd_limit()
+    if config.bus.redis_url is not None:
+        # redis-py takes a tenth of a second to import: only who needs it pays.
+        from wscluster.broker import probe
+
+        await probe(config.bus.redis_url, config.bus.bus_timeout)
+    sockets = bind(config.listen.host, config.listen.port)
+    if stop_asked.is_set():
+        for sock in sockets:
+            sock.close()
+        return ExitCode.OK
+    primary = Primary(config, sockets, loop)
+    return await primary.run()
+
+
+def _ignore_hangup() -> None:
+    logger.warning("SIGHUP ignored: this version cannot reload; TERM or INT stops it")
+
+
+def _raise_fd_limit() -> None:
+    """Take as many file descriptors as the system allows; the workers inherit the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

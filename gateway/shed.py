@@ -1,0 +1,73 @@
+"""Turning a client away that no worker can serve: 503 with Retry-After, then a bounded lingering close.
+
+Closing a socket with unread bytes resets the connection, and the client may never see the answer; so what it still
+sends is read and thrown away, for a while and for a few clients at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+ANSWER = (
+    b"HTTP/1.1 503 Service Unavailable\r\nServer: wscluster\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 42\r\n\r\n"
+    b"No worker is ready. Try again in a second."
+)
+LINGER_BYTES = 16 * 1024
+LINGER_SECONDS = 1.0
+MAX_LINGERING = 256
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Shedder:
+    """Answers and closes sockets; at most `MAX_LINGERING` at a time, the others are reset."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lingering: dict[socket.socket, tuple[asyncio.TimerHandle, int]] = {}
+
+    def shed(self, sock: socket.socket) -> None:
+        """Turn the client on ``sock`` away; the socket is closed in the end."""
+        if len(self._lingering) >= MAX_LINGERING:
+            self._reset(sock)
+            return
+        sock.setblocking(False)
+        try:
+            sock.send(ANSWER, socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._reset(sock)
+            return
+        timer = self._loop.call_later(LINGER_SECONDS, self._finish, sock)
+        self._lingering[sock] = (timer, LINGER_BYTES)
+        self._loop.add_reader(sock, self._read, sock)
+
+    def close(self) -> None:
+        """End every lingering close now."""
+        for sock in list(self._lingering):
+            self._finish(sock)
+
+    def _read(self, sock: socket.socket) -> None:
+        timer, left = self._lingering[sock]
+        try:
+            received = len(sock.recv(left))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            received = 0
+        self._lingering[sock] = (timer, left - received)
+        if not received or received >= left:
+            self._finish(sock)
+
+    def _finish(self, sock: socket.socket) -> None:
+        timer, _ = self._lingering.pop(sock)
+        timer.cancel()
+        self._loop.remove_reader(sock)
+        sock.close()
+
+    def _reset(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.close()

@@ -1,0 +1,70 @@
+"""Starts worker processes and sees them end.
+
+A worker is started from the main thread only: its PR_SET_PDEATHSIG fires when the *thread* that started it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from wscluster.link import link_pair
+
+
+class Process:
+    """One worker process, watched through a pidfd.
+
+    Args:
+        on_exit: Called once with the exit status: the code, or minus the number of the signal that ended it.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]):
+        self.pid = popen.pid
+        self._popen = popen
+        self._loop = loop
+        self._on_exit = on_exit
+        self._pidfd = os.pidfd_open(popen.pid)
+        loop.add_reader(self._pidfd, self._exited)
+
+    def kill(self) -> None:
+        """Send SIGKILL; nothing where the process has ended."""
+        if self._pidfd >= 0:
+            # To the pidfd: a pid could be a stranger's by now.
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def _exited(self) -> None:
+        status = self._popen.wait()
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._on_exit(status)
+
+
+def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]) -> tuple[Process, socket.socket]:
+    """Start a worker; returns its process and the primary's end of the link.
+
+    Raises:
+        OSError: The system has no process or no descriptor left.
+    """
+    ours, theirs = link_pair()
+    try:
+        popen = subprocess.Popen(
+            # -P: a file of the working directory must not stand in for a module that the worker imports.
+            [sys.executable, "-P", "-m", "wscluster.workers", "--link-fd", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Process(popen, loop, on_exit), ours

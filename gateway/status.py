@@ -1,0 +1,135 @@
+"""What `wscluster status --json` says, from the fleet, the ledger and the workers' beats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.handoff import Ledger
+from wscluster.packets import Stats
+
+CPU_WINDOW_SECONDS = 0.5
+"""Two figures of a worker's CPU time must be this far apart to say how busy it is."""
+
+SUMMED = ("published", "delivered", "gaps", "slow_closed")
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one worker said last."""
+
+    pid: int
+    stats: Stats = field(default_factory=Stats)
+    cpu_cores: float | None = None
+    _sampled: tuple[float, float] | None = None
+
+    def update(self, stats: Stats, now: float) -> None:
+        """Take the figures of a beat that came at ``now``."""
+        self.stats = stats
+        if self._sampled is None:
+            self._sampled = (now, stats.cpu_seconds)
+            return
+        at, cpu_seconds = self._sampled
+        if now - at >= CPU_WINDOW_SECONDS:
+            self.cpu_cores = round((stats.cpu_seconds - cpu_seconds) / (now - at), 4)
+            self._sampled = (now, stats.cpu_seconds)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters of workers that have exited, so that no total ever falls."""
+
+    values: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
+
+    def retire(self, stats: Stats) -> None:
+        """Keep what a worker that has exited had counted."""
+        for name in SUMMED:
+            self.values[name] += getattr(stats, name)
+
+    def sum(self, live: list[Stats]) -> dict[str, int]:
+        """Return the counters of all workers there ever were."""
+        return {name: kept + sum(getattr(stats, name) for stats in live) for name, kept in self.values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryFacts:
+    """What the primary knows of itself."""
+
+    pid: int
+    version: str
+    started_at: float
+    listeners: tuple[str, ...]
+    sticky: tuple[str, ...]
+    bus_url: str | None
+    bus_private: bool
+
+
+def build_status(
+    facts: PrimaryFacts, fleet: Fleet, ledger: Ledger, figures: dict[int, Figures], totals: Totals, now: float
+) -> dict[str, Any]:
+    """Return the status as API.md lays it down. What is not known is None, never 0."""
+    live = [figures[worker].stats for worker in fleet.workers if worker in figures]
+    sums = totals.sum(live)
+    connected = [stats.bus_connected for stats in live if stats.bus_connected is not None]
+    return {
+        "primary": {
+            "pid": facts.pid,
+            "version": facts.version,
+            "uptime_seconds": round(now - facts.started_at, 3),
+            "listeners": list(facts.listeners),
+            "sticky": list(facts.sticky),
+            "phase": fleet.phase,
+        },
+        "workers": [_describe_slot(number, fleet, figures, now) for number in range(len(fleet.slots))],
+        "bus": {
+            "url": facts.bus_url,
+            "private": facts.bus_private,
+            "connected": bool(connected) and all(connected),
+            "published": sums["published"],
+            "delivered": sums["delivered"],
+            "gaps": sums["gaps"],
+        },
+        "totals": {
+            "connections": sum(stats.connections for stats in live),
+            "accepted": ledger.accepted,
+            "rejected": ledger.rejected,
+            "adopted": ledger.adopted,
+            "placed_again": ledger.placed_again,
+            "moved": None,
+            "slow_closed": sums["slow_closed"],
+            "workers_restarted": fleet.restarts,
+        },
+    }
+
+
+def _describe_slot(number: int, fleet: Fleet, figures: dict[int, Figures], now: float) -> dict[str, Any]:
+    slot = fleet.slots[number]
+    worker = fleet.workers.get(slot.worker) if slot.worker is not None else None
+    described: dict[str, Any] = dict.fromkeys(
+        (
+            "slot", "id", "pid", "state", "phase", "uptime_seconds", "connections", "adopted", "messages_in",
+            "messages_out", "rooms", "loop_lag_seconds", "cpu_cores", "rss_bytes",
+        )
+    )  # fmt: skip
+    described["slot"] = number
+    if worker is None:
+        described["state"] = "failed" if slot.failed else "exited"
+        return described
+    described |= {"id": worker.id, "state": worker.state.value, "phase": worker.phase}
+    described["uptime_seconds"] = round(now - worker.spawned_at, 3)
+    known = figures.get(worker.id)
+    if known is None:
+        return described
+    stats = known.stats
+    return described | {
+        "pid": known.pid,
+        "connections": stats.connections,
+        "adopted": stats.adopted,
+        "messages_in": stats.messages_in,
+        "messages_out": stats.messages_out,
+        "rooms": stats.rooms,
+        "loop_lag_seconds": round(stats.loop_lag_seconds, 6),
+        "cpu_cores": known.cpu_cores,
+        "rss_bytes": stats.rss_bytes or None,
+    }

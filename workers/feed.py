@@ -1,0 +1,116 @@
+"""The order of one room's messages as this worker hears them: what to deliver, what came twice, and what was lost.
+
+A position is an epoch and a count without holes, so a hole shows by arithmetic. While the subscription is (again) new,
+live messages are held until the log has said what came before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wscluster.envelope import START, Envelope, Position
+
+MAX_HELD = 4096
+"""Live messages held while the log is read; more are lost, which their positions show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """This message is the next."""
+
+    position: Position
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What stood between two positions is lost; ``before`` is None where nothing newer is known."""
+
+    after: Position
+    before: Position | None
+
+
+Outcome = Delivery | Lost
+
+
+@dataclass(slots=True)
+class Feed:
+    """One room on one worker.
+
+    Attributes:
+        last: Position of the last message that was delivered; None before the first synchronisation.
+    """
+
+    last: Position | None = None
+    _held: list[Delivery] | None = None
+
+    @property
+    def syncing(self) -> bool:
+        """True while live messages are held, or nothing is known yet."""
+        return self._held is not None or self.last is None
+
+    def begin_sync(self) -> None:
+        """The subscription is live: hold what comes until the log was read."""
+        self._held = []
+
+    def receive(self, position: Position, envelope: Envelope) -> list[Outcome]:
+        """A live message; returns what follows."""
+        if self._held is not None:
+            if len(self._held) < MAX_HELD:
+                self._held.append(Delivery(position, envelope))
+            return []
+        return [] if self.last is None else self._advance(self.last, position, envelope)
+
+    def synced_first(self, newest: Position | None) -> list[Outcome]:
+        """The first subscription: the room begins after ``newest``, the last message of its log, if it has one."""
+        self.last = newest or START
+        return self._release()
+
+    def synced_again(
+        self, entries: Sequence[tuple[Position, Envelope | None]], newest: Position | None, *, log_kept: bool
+    ) -> list[Outcome]:
+        """A subscription after an interruption.
+
+        Args:
+            entries: The log after `last`; None where it does not hold the payload.
+            newest: Last position of the log; None where there is no log.
+            log_kept: False where a log could have been lost: another server, or away for longer than it is kept.
+        """
+        assert self.last is not None
+        outcomes: list[Outcome] = []
+        expected = self.last
+        if newest is None:
+            if not log_kept:
+                outcomes.append(Lost(expected, None))
+                expected = START
+        elif newest.epoch != expected.epoch and not (expected == START and log_kept):
+            outcomes.append(Lost(expected, entries[0][0] if entries else newest))
+            expected = Position(newest.epoch, entries[0][0].seq - 1) if entries else newest
+        self.last = expected
+        for position, envelope in entries:
+            if envelope is not None:
+                outcomes += self._advance(self.last, position, envelope)
+            else:
+                outcomes.append(Lost(self.last, position))
+                self.last = position
+        return outcomes + self._release()
+
+    def _release(self) -> list[Outcome]:
+        held, self._held = self._held, None
+        outcomes: list[Outcome] = []
+        for delivery in held or ():
+            assert self.last is not None
+            outcomes += self._advance(self.last, delivery.position, delivery.envelope)
+        return outcomes
+
+    def _advance(self, last: Position, position: Position, envelope: Envelope) -> list[Outcome]:
+        if position.epoch == last.epoch:
+            if position.seq <= last.seq:
+                return []  # heard already
+            missing = position.seq != last.seq + 1
+        else:
+            missing = position.seq != 1
+        self.last = position
+        delivery = Delivery(position, envelope)
+        return [Lost(last, position), delivery] if missing else [delivery]

@@ -1,0 +1,415 @@
+"""Redis or Valkey: the one file that talks to it.
+
+Two connections for each process. `Commands` writes what it is given in pipelines, never sends anything twice, and
+answers within a deadline. `Subscriber` hears channels, notices by its own heartbeat that the server is gone, comes back
+by itself and subscribes again. Both stand on redis-py's connection, which speaks the protocol and logs in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+
+from wscluster.config import hide_password
+from wscluster.envelope import PUBLISH_SCRIPT
+from wscluster.errors import BusUnavailable, StartError
+
+MAX_PIPELINE_COMMANDS = 256
+MAX_PIPELINE_BYTES = 1 << 20
+MAX_WAITING_COMMANDS = 65_536
+MAX_WAITING_BYTES = 256 << 20
+FIRST_BACKOFF = 0.05
+MAX_BACKOFF = 2.0
+CONNECT_SECONDS = 2.5
+PING_SECONDS = 1.5
+PONG_SECONDS = 2.5
+"""Silence after a PING that means the server is gone: with the interval before it, noticed within 4 seconds."""
+CHANNELS_PER_COMMAND = 512
+
+Argument = bytes | str | int
+
+logger = logging.getLogger("wscluster.bus")
+
+
+def make_connection(url: str) -> AbstractConnection:
+    """Return a connection to ``url`` that is not open yet. It never retries, and its reads have no timeout of their own.
+
+    Raises:
+        ValueError: The URL is malformed.
+    """
+    pool = ConnectionPool.from_url(url)
+    # After the URL's own parameters: these are not for the URL to decide.
+    pool.connection_kwargs.update(
+        protocol=2,
+        decode_responses=False,
+        socket_timeout=None,
+        socket_connect_timeout=CONNECT_SECONDS,
+        health_check_interval=0,
+        retry=None,
+        retry_on_timeout=False,
+    )
+    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
+        pool.connection_kwargs["socket_keepalive"] = True
+    return pool.make_connection()
+
+
+async def _open(url: str) -> AbstractConnection:
+    """Return an open connection.
+
+    Raises:
+        RedisError, OSError: The server cannot be reached or refuses.
+        TimeoutError: It does not answer.
+    """
+    connection = make_connection(url)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await connection.connect()
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
+async def probe(url: str, timeout: float) -> None:
+    """Check that a server answers at ``url`` within ``timeout`` seconds.
+
+    Raises:
+        StartError: It does not; the text says why, without the password.
+    """
+    shown = hide_password(url)
+    try:
+        make_connection(url)
+    except (ValueError, TypeError) as exc:
+        raise StartError(f"--redis-url {shown}: {exc}") from exc
+    try:
+        async with asyncio.timeout(timeout):
+            connection = await _open(url)
+            try:
+                await connection.send_command("PING")
+                await connection.read_response(timeout=math.inf)
+            finally:
+                await connection.disconnect(nowait=True)
+    except AuthenticationError as exc:
+        raise StartError(f"--redis-url {shown}: the server refuses the login: {exc}") from exc
+    except TimeoutError as exc:
+        raise StartError(f"--redis-url {shown}: no answer within {min(timeout, CONNECT_SECONDS):g} s") from exc
+    except (RedisError, OSError, TypeError, ValueError) as exc:
+        raise StartError(f"--redis-url {shown}: {exc}") from exc
+
+
+def _backoff(failures: int) -> float:
+    return min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * (0.5 + random.random() / 2)
+
+
+@dataclass(slots=True)
+class _Command:
+    arguments: Sequence[Argument]
+    size: int
+    deadline: float
+    answer: asyncio.Future[Any]
+
+
+class Commands:
+    """Sends commands in pipelines, in the order in which they were given, one pipeline under way at a time.
+
+    Args:
+        url: The server.
+        timeout: Seconds within which each command is answered or fails.
+    """
+
+    def __init__(self, url: str, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._loop = loop
+        self._waiting: deque[_Command] = deque()
+        self._waiting_bytes = 0
+        self._wake = asyncio.Event()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._last_error = "it was not reached yet"
+
+    def send(self, *arguments: Argument) -> asyncio.Future[Any]:
+        """Queue one command; the future gets the answer.
+
+        The future fails with `BusUnavailable` after the timeout, and at once where the server refuses the command, the
+        connection breaks while it is under way, or too much waits.
+        """
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        size = sum(len(argument) for argument in arguments if isinstance(argument, bytes))
+        if len(self._waiting) >= MAX_WAITING_COMMANDS or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            answer.set_exception(BusUnavailable(f"{len(self._waiting)} commands wait for the bus already: not sent"))
+            return answer
+        self._waiting.append(_Command(arguments, size, self._loop.time() + self._timeout, answer))
+        self._waiting_bytes += size
+        self._wake.set()
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(self._timeout, self._expire)
+        return answer
+
+    async def close(self) -> None:
+        """Close the connection; what waits fails."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for command in self._waiting:
+            _fail(command, "the worker is closing: not sent")
+        self._waiting.clear()
+
+    def _expire(self) -> None:
+        """Fail what was not sent in time. The timeouts are equal, so the oldest is the first."""
+        now = self._loop.time() + 0.001
+        while self._waiting and self._waiting[0].deadline <= now:
+            command = self._take()
+            _fail(command, f"not sent within {self._timeout:g} s: {self._last_error}")
+        self._expiry = self._loop.call_at(self._waiting[0].deadline, self._expire) if self._waiting else None
+
+    def _take(self) -> _Command:
+        command = self._waiting.popleft()
+        self._waiting_bytes -= command.size
+        return command
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            await self._wait_work()
+            try:
+                connection = await _open(self._url)
+            except (RedisError, OSError) as exc:
+                self._last_error = str(exc) or "no answer"
+                await asyncio.sleep(_backoff(failures))
+                failures += 1
+                continue
+            failures = 0
+            try:
+                while True:
+                    await self._wait_work()
+                    await self._exchange(connection, self._next_batch())
+            except (RedisError, OSError) as exc:
+                self._last_error = str(exc) or "no answer"
+                logger.warning("the bus does not answer: %s", self._last_error)
+            finally:
+                await connection.disconnect(nowait=True)
+
+    async def _wait_work(self) -> None:
+        while not self._waiting:
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _next_batch(self) -> list[_Command]:
+        batch: list[_Command] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_PIPELINE_COMMANDS and (size < MAX_PIPELINE_BYTES or not batch):
+            command = self._take()
+            if not command.answer.done():  # its caller may have been cancelled
+                batch.append(command)
+                size += command.size
+        return batch
+
+    async def _exchange(self, connection: AbstractConnection, batch: list[_Command]) -> None:
+        """Send ``batch`` and read its answers; what the server did not know the script for is sent once more."""
+        if not batch:
+            return
+        try:
+            async with asyncio.timeout_at(max(batch[0].deadline, self._loop.time() + 0.1)):
+                unknown = await self._pipeline(connection, batch)
+                if unknown:
+                    # Not executed, so sending it again sends nothing twice.
+                    await connection.send_command("SCRIPT", "LOAD", PUBLISH_SCRIPT)
+                    await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+                    for command in await self._pipeline(connection, unknown):
+                        _fail(command, "the server forgets its scripts")
+        finally:
+            for command in batch:
+                _fail(command, "no answer: whether it was done is unknown")
+
+    async def _pipeline(self, connection: AbstractConnection, batch: list[_Command]) -> list[_Command]:
+        """Send ``batch`` in one write; returns the commands that were answered by NOSCRIPT."""
+        packed = connection.pack_commands([command.arguments for command in batch])
+        await connection.send_packed_command(packed, check_health=False)
+        unknown = []
+        for command in batch:
+            try:
+                answer = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            except NoScriptError:
+                unknown.append(command)
+            except ResponseError as exc:
+                _fail(command, f"the server refuses: {exc}")
+            else:
+                if not command.answer.done():
+                    command.answer.set_result(answer)
+        return unknown
+
+
+def _fail(command: _Command, reason: str) -> None:
+    if not command.answer.done():
+        command.answer.set_exception(BusUnavailable(f"the bus is unavailable: {reason}"))
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What is still to be said to the server."""
+
+    subscribe: list[bytes] = field(default_factory=list)
+    unsubscribe: list[bytes] = field(default_factory=list)
+
+
+class Subscriber:
+    """Hears channels through one connection that comes back by itself.
+
+    Args:
+        url: The server.
+        on_message: Called with channel and data of each message.
+        on_subscribed: Called with the channel each time the server has confirmed a subscription, after a reconnect too.
+        on_connected: Called with the server's run id (None: it does not say) before any confirmation.
+        on_lost: Called with the reason when the connection has ended.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[bytes, bytes], None],
+        on_subscribed: Callable[[bytes], None],
+        on_connected: Callable[[str | None], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._url = url
+        self._loop = loop
+        self._on_message = on_message
+        self._on_subscribed = on_subscribed
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._channels: set[bytes] = set()
+        self._wanted = _Wanted()
+        self._wake = asyncio.Event()
+        self._heard_at = 0.0
+        self._pinged_at: float | None = None
+        self.connected = False
+        self._task = loop.create_task(self._run())
+
+    def subscribe(self, channel: bytes) -> None:
+        """Hear ``channel`` from now on; `on_subscribed` tells when."""
+        self._channels.add(channel)
+        self._wanted.subscribe.append(channel)
+        self._wake.set()
+
+    def unsubscribe(self, channel: bytes) -> None:
+        """Hear ``channel`` no more."""
+        self._channels.discard(channel)
+        self._wanted.unsubscribe.append(channel)
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            reason = "it closed the connection"
+            try:
+                connection = await _open(self._url)
+                try:
+                    self._on_connected(await _run_id(connection))
+                    self.connected = True
+                    failures = 0
+                    self._wanted = _Wanted(subscribe=list(self._channels))
+                    await self._live(connection)
+                finally:
+                    await connection.disconnect(nowait=True)
+            except (RedisError, OSError) as exc:
+                reason = str(exc) or "no answer"
+            if self.connected:
+                self.connected = False
+                self._on_lost(reason)
+            elif failures == 0:
+                logger.warning("the bus cannot be reached: %s; trying again", reason)
+            await asyncio.sleep(_backoff(failures))
+            failures += 1
+
+    async def _live(self, connection: AbstractConnection) -> None:
+        """Hear and speak until the connection ends, which it does by an exception."""
+        self._heard_at = self._loop.time()
+        self._pinged_at = None
+        self._wake.set()
+        speaking = self._loop.create_task(self._speak(connection))
+        try:
+            while True:
+                answer = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+                self._heard_at = self._loop.time()
+                if isinstance(answer, list) and len(answer) == 3:
+                    if answer[0] == b"message":
+                        self._on_message(answer[1], answer[2])
+                    elif answer[0] == b"subscribe" and answer[1] in self._channels:
+                        self._on_subscribed(answer[1])
+        except (RedisError, OSError):
+            if speaking.done() and not speaking.cancelled() and (cause := speaking.exception()) is not None:
+                raise cause from None
+            raise
+        finally:
+            speaking.cancel()
+            await asyncio.wait([speaking])
+
+    async def _speak(self, connection: AbstractConnection) -> None:
+        """Write what is wanted, and a PING whenever the server has been silent; end the connection when it stays so."""
+        while True:
+            wanted, self._wanted = self._wanted, _Wanted()
+            self._wake.clear()
+            for verb, channels in (("SUBSCRIBE", wanted.subscribe), ("UNSUBSCRIBE", wanted.unsubscribe)):
+                # Only what is still meant: the later of two opposite wishes counts.
+                meant = [name for name in dict.fromkeys(channels) if (name in self._channels) == (verb == "SUBSCRIBE")]
+                for at in range(0, len(meant), CHANNELS_PER_COMMAND):
+                    await connection.send_command(verb, *meant[at : at + CHANNELS_PER_COMMAND])
+            try:
+                async with asyncio.timeout_at(await self._keep_alive(connection)):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _keep_alive(self, connection: AbstractConnection) -> float:
+        """PING where it is due; returns when to look again.
+
+        Raises:
+            ConnectionResetError: The last PING was not answered in time.
+        """
+        now = self._loop.time()
+        if self._pinged_at is not None and self._heard_at >= self._pinged_at:
+            self._pinged_at = None
+        if self._pinged_at is not None:
+            if now - self._pinged_at >= PONG_SECONDS:
+                await connection.disconnect(nowait=True)
+                raise ConnectionResetError(f"no answer to a PING within {PONG_SECONDS:g} s")
+            return self._pinged_at + PONG_SECONDS
+        if now - self._heard_at < PING_SECONDS:
+            return self._heard_at + PING_SECONDS
+        self._pinged_at = now
+        await connection.send_command("PING")
+        return now + PONG_SECONDS
+
+
+async def _run_id(connection: AbstractConnection) -> str | None:
+    """Return the id that the server took when it started: another one means that its memory is another."""
+    await connection.send_command("INFO", "server")
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            info = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+    except ResponseError:
+        return None  # an account that may not ask
+    for line in bytes(info).split(b"\r\n"):
+        if line.startswith(b"run_id:"):
+            return line.removeprefix(b"run_id:").decode()
+    return None

@@ -1,0 +1,138 @@
+"""Finds a running primary and talks to it over its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wscluster.control_paths import UnsafeFolder, check_folder, default_folder
+from wscluster.errors import ExitCode, WsclusterError
+
+CONNECT_SECONDS = 5.0
+
+
+class ControlError(WsclusterError):
+    """The primary cannot be found or did not do what it was asked; ``exit_code`` is that of the verb."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A primary that answers at ``path``."""
+
+    path: Path
+    pid: int
+    listeners: tuple[str, ...]
+
+
+def ask(path: Path, verb: str, *, timeout: float | None = 10.0, **arguments: Any) -> Any:
+    """Send one request to the primary at ``path`` and return the result; ``timeout`` in seconds.
+
+    Raises:
+        ControlError: Nobody answers there, or the primary refuses.
+    """
+    with _connect(path) as sock:
+        return _exchange(sock, path, {"verb": verb, **arguments}, timeout)
+
+
+def stop(path: Path, *, force: bool = False) -> int:
+    """Stop the primary at ``path``, wait until its process has ended, and return its exit code.
+
+    Raises:
+        ControlError: Nobody answers there, or the primary died while it was stopping.
+    """
+    with _connect(path) as sock:
+        pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                result = _exchange(sock, path, {"verb": "stop", "force": force}, None)
+                select.select([pidfd], [], [], CONNECT_SECONDS)
+            finally:
+                os.close(pidfd)
+            return int(result["exit_code"])
+    raise ControlError(f"the primary at {path} is gone")
+
+
+def find(control_socket: str | None, pid: int | None, port: int | None) -> Path:
+    """Return the control socket of the primary that is meant: the named one, else the only one that runs.
+
+    Raises:
+        ControlError: There is none, or there are several.
+    """
+    if control_socket is not None:
+        return Path(control_socket)
+    running = list_running()
+    if pid is not None:
+        running = [primary for primary in running if primary.pid == pid]
+    if port is not None:
+        running = [primary for primary in running if any(name.endswith(f":{port}") for name in primary.listeners)]
+    if not running:
+        wanted = f" with pid {pid}" if pid is not None else f" on port {port}" if port is not None else ""
+        raise ControlError(f"no running primary{wanted} was found; one with its own --control-socket must be named")
+    if len(running) > 1:
+        shown = ", ".join(f"--pid {primary.pid} ({' '.join(primary.listeners)})" for primary in running)
+        raise ControlError(f"{len(running)} primaries run, choose one: {shown}", ExitCode.USAGE)
+    return running[0].path
+
+
+def list_running() -> list[Running]:
+    """Return the primaries that answer in the default folder.
+
+    Raises:
+        ControlError: The folder is not safe to read from.
+    """
+    folder = default_folder()
+    try:
+        check_folder(folder)
+    except FileNotFoundError:
+        return []
+    except UnsafeFolder as exc:
+        raise ControlError(str(exc)) from exc
+    found = []
+    for path in sorted(folder.glob("*.sock")):
+        try:
+            primary = ask(path, "status")["primary"]
+        except ControlError:
+            continue  # left behind by a primary that was killed
+        found.append(Running(path, primary["pid"], tuple(primary["listeners"])))
+    return found
+
+
+def _connect(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_SECONDS)
+    try:
+        sock.connect(str(path))
+    except OSError as exc:
+        sock.close()
+        raise ControlError(f"no primary answers at {path}: {exc.strerror or exc}") from exc
+    return sock
+
+
+def _exchange(sock: socket.socket, path: Path, request: dict[str, Any], timeout: float | None) -> Any:
+    sock.settimeout(timeout)
+    try:
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        with sock.makefile("rb") as answers:
+            line = answers.readline()
+    except TimeoutError as exc:
+        raise ControlError(f"the primary at {path} did not answer within {timeout:g} s") from exc
+    except OSError as exc:
+        raise ControlError(f"the primary at {path} hung up: {exc.strerror or exc}") from exc
+    if not line:
+        raise ControlError(f"the primary at {path} ended without an answer")
+    answer = json.loads(line)
+    if not answer["ok"]:
+        raise ControlError(f"the primary at {path} refused: {answer['error']}")
+    return answer["result"]
