@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from wscluster.errors import ExitCode
 from wscluster.gateway.fleet_words import (
-    BecameReady,
     Beaten,
+    BecameReady,
     BootRefused,
     Command,
     DrainWorker,

@@ -41,7 +41,7 @@ def rank(key: bytes, slots: int) -> tuple[int, ...]:
 
 
 class ByAddress:
-    """Sticky by client address: the same order for the same address, in every primary and for ever; loads are unused."""
+    """Sticky by client address: the same order for the same address, in every primary and for ever."""
 
     sticky = True
 

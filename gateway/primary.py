@@ -1,4 +1,4 @@
-"""The primary: wires listener, ledger, fleet, links, bus and control socket, and carries out what the pure parts decide."""
+"""The primary: wires listener, ledger, fleet, links, bus and control socket; carries out what the pure parts decide."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -168,12 +169,13 @@ class RedisServer:
 
     def _reap(self) -> int:
         assert self._popen is not None
-        assert self._popen.stdout is not None
         popen, self._popen = self._popen, None
+        output = popen.stdout
+        assert output is not None
         self._loop.remove_reader(self._pidfd)
-        self._loop.remove_reader(popen.stdout.fileno())
+        self._loop.remove_reader(output.fileno())
         os.close(self._pidfd)
-        popen.stdout.close()
+        output.close()
         return popen.wait()
 
 
@@ -182,10 +184,18 @@ def remove_stale_folders() -> None:
     pattern = re.compile(re.escape(FOLDER_PREFIX) + r"(\d+)-")
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         match = pattern.match(folder.name)
-        if match is None or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        if match is None or not _is_own_folder(folder):
             continue
         if not _is_running(int(match[1])) and not _is_served(folder / SOCKET_NAME):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # another primary has just removed it
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _is_running(pid: int) -> bool:

@@ -100,7 +100,8 @@ class HandlerServer:
             self.open_deadlines, self.ping_deadlines, self.pong_deadlines, self.close_deadlines, self.slow_deadlines,
         ):  # fmt: skip
             deadlines.discard(connection)
-        self.bus.forget(connection)
+        if isinstance(connection, Connection):
+            self.bus.forget(connection)
         self._check_idle()
 
     # Opening handshake

@@ -41,7 +41,7 @@ logger = logging.getLogger("wscluster.bus")
 
 
 def make_connection(url: str) -> AbstractConnection:
-    """Return a connection to ``url`` that is not open yet. It never retries, and its reads have no timeout of their own.
+    """Return a connection to ``url`` that is not open yet. It never retries; its reads have no timeout of their own.
 
     Raises:
         ValueError: The URL is malformed.
@@ -59,7 +59,8 @@ def make_connection(url: str) -> AbstractConnection:
     )
     if not issubclass(pool.connection_class, UnixDomainSocketConnection):
         pool.connection_kwargs["socket_keepalive"] = True
-    return pool.make_connection()
+    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    return connection
 
 
 async def _open(url: str) -> AbstractConnection:
@@ -72,7 +73,7 @@ async def _open(url: str) -> AbstractConnection:
     connection = make_connection(url)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
     except BaseException:
         await connection.disconnect(nowait=True)
         raise

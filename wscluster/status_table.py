@@ -7,7 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "killed": "red", "exited": "red", "failed": "red"}
+STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "killed": "red",
+    "exited": "red",
+    "failed": "red",
+}
 
 
 def print_status(status: dict[str, Any]) -> None:
