@@ -125,9 +125,11 @@ async def compare(name: str, rounds: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=list(CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all where none is named")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.cases if name not in CASES]:
+        parser.error(f"no such case: {', '.join(unknown)}")
     print(f"{'medians of ' + str(arguments.rounds) + ' rounds':44} wscluster websockets   ratio (least to most)   bar")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         held = [runner.run(compare(name, arguments.rounds)) for name in arguments.cases or list(CASES)]

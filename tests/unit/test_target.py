@@ -1,0 +1,234 @@
+"""Every fault of a target is told in one line, and the user's own traceback is shown where the fault is in it."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wscluster.errors import TargetError
+from wscluster.workers.target import Target, load_target
+
+HANDLER = "async def handler(ws): pass\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Writes modules; what they do to the import system is undone."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write_module(name: str, source: str) -> None:
+        path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        importlib.invalidate_caches()
+
+    yield write_module
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def load(write: Callable[[str, str], None], tmp_path: Path) -> Callable[..., Target]:
+    """Writes ``source`` as the module ``chat`` and loads ``name`` from it."""
+
+    def load_source(source: str, name: str = "chat:handler") -> Target:
+        write("chat", source)
+        return load_target(name, str(tmp_path))
+
+    return load_source
+
+
+def refused(load: Callable[[], object]) -> TargetError:
+    with pytest.raises(TargetError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_handler_is_loaded(load: Callable[..., Target]) -> None:
+    target = load(HANDLER)
+    assert target.handler.__name__ == "handler"
+    assert target.lifespan is None
+    assert target.process_request is None
+
+
+def test_the_folder_becomes_importable_once(load: Callable[..., Target], tmp_path: Path) -> None:
+    load(HANDLER)
+    load_target("chat:handler", str(tmp_path))
+    assert sys.path.count(str(tmp_path)) == 1
+    assert sys.path[0] == str(tmp_path)
+
+
+def test_a_relative_folder_is_that_of_the_current_directory(
+    write: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("inside.chat", HANDLER)
+    monkeypatch.chdir(tmp_path)
+    load_target("chat:handler", "inside")
+    assert sys.path[0] == str(tmp_path / "inside")
+
+
+def test_a_module_that_is_missing(tmp_path: Path, write: Callable[[str, str], None]) -> None:
+    error = refused(lambda: load_target("nowhere:handler", str(tmp_path)))
+    assert str(error) == f"no module named 'nowhere' in {tmp_path} or on the import path"
+    assert error.traceback == ""
+
+
+def test_a_package_that_is_missing(tmp_path: Path, write: Callable[[str, str], None]) -> None:
+    error = refused(lambda: load_target("nowhere.deep.down:handler", str(tmp_path)))
+    assert str(error) == f"no module named 'nowhere' in {tmp_path} or on the import path"
+
+
+def test_a_submodule_that_is_missing(tmp_path: Path, write: Callable[[str, str], None]) -> None:
+    write("package.__init__", "")
+    error = refused(lambda: load_target("package.chat:handler", str(tmp_path)))
+    assert str(error) == f"no module named 'package.chat' in {tmp_path} or on the import path"
+
+
+def test_an_import_that_is_missing_within_the_module_shows_the_users_traceback(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("import not_installed\n" + HANDLER))
+    assert str(error) == "module 'chat' cannot be imported: ModuleNotFoundError: No module named 'not_installed'"
+    assert 'chat.py", line 1, in <module>' in error.traceback
+    assert "import not_installed" in error.traceback
+    assert "target.py" not in error.traceback
+    assert "importlib" not in error.traceback
+
+
+def test_an_import_error_within_a_module_that_the_module_imports(
+    load: Callable[..., Target], write: Callable[[str, str], None]
+) -> None:
+    write("helper", "from os import no_such_name\n")
+    error = refused(lambda: load("import helper\n"))
+    assert str(error).startswith("module 'chat' cannot be imported: ImportError: cannot import name 'no_such_name'")
+    assert 'helper.py", line 1' in error.traceback
+
+
+def test_a_module_that_raises_on_import(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("def begin():\n    raise KeyError('DATABASE')\nbegin()\n"))
+    assert str(error) == "module 'chat' cannot be imported: KeyError: 'DATABASE'"
+    assert "line 2, in begin" in error.traceback
+    assert error.traceback.rstrip().endswith("KeyError: 'DATABASE'")
+
+
+def test_a_module_that_raises_an_error_of_several_lines(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("raise ValueError('first\\nsecond')\n"))
+    assert str(error) == "module 'chat' cannot be imported: ValueError: first second"
+    assert error.traceback.rstrip().endswith("ValueError: first\nsecond")
+
+
+def test_a_module_with_a_syntax_error(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("async def handler(ws)\n    pass\n"))
+    assert str(error) == "module 'chat' cannot be imported: SyntaxError: expected ':'"
+    assert 'chat.py", line 1' in error.traceback
+
+
+def test_a_module_that_exits_on_import(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("import sys\nsys.exit(7)\n"))
+    assert str(error) == "module 'chat' cannot be imported: SystemExit: 7"
+    assert "sys.exit(7)" in error.traceback
+
+
+def test_an_attribute_that_is_missing_names_the_one_that_was_meant(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load(HANDLER, "chat:handlr"))
+    assert str(error) == "module 'chat' has no attribute 'handlr'; did you mean 'handler'?"
+
+
+def test_an_attribute_like_none_names_what_there_is(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("async def serve(ws): pass\nasync def talk(ws): pass\n", "chat:zzz"))
+    assert str(error) == "module 'chat' has no attribute 'zzz'; did you mean 'serve' or 'talk'?"
+
+
+def test_an_attribute_of_an_empty_module_has_no_hint(load: Callable[..., Target]) -> None:
+    assert str(refused(lambda: load(""))) == "module 'chat' has no attribute 'handler'"
+
+
+def test_a_name_without_an_attribute(load: Callable[..., Target]) -> None:
+    assert "has no attribute ''" in str(refused(lambda: load(HANDLER, "chat")))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("handler = 5\n", "'chat:handler' is a int, not a handler"),
+        ("class handler:\n    async def __call__(self, ws): pass\n", "'chat:handler' is a class, not a handler"),
+        ("def handler(ws): pass\n", "'chat:handler' is no coroutine function"),
+        ("async def handler(ws): yield 1\n", "'chat:handler' is no coroutine function"),
+        (
+            "class No:\n    def __call__(self, ws): pass\nhandler = No()\n",
+            "'chat:handler' is no coroutine function",
+        ),
+    ],
+)
+def test_what_is_no_handler(load: Callable[..., Target], source: str, message: str) -> None:
+    error = refused(lambda: load(source))
+    assert str(error) == f"{message}: `async def handler(ws)` is wanted"
+
+
+@pytest.mark.parametrize("parameters", ["", "ws, path", "*, ws"])
+def test_a_handler_that_does_not_take_one_argument(load: Callable[..., Target], parameters: str) -> None:
+    error = refused(lambda: load(f"async def handler({parameters}): pass\n"))
+    assert str(error) == (
+        f"'chat:handler' takes ({parameters}), but a handler is called with one argument, the connection"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("class App:\n    async def handler(self, ws): pass\napp = App()\n", "chat:app.handler"),
+        ("class App:\n    @staticmethod\n    async def handler(ws): pass\n", "chat:App.handler"),
+        ("class App:\n    async def __call__(self, ws): pass\napp = App()\n", "chat:app"),
+        ("import functools\nasync def f(a, ws): pass\nhandler = functools.partial(f, 1)\n", "chat:handler"),
+        ("async def handler(ws, path='/'): pass\n", "chat:handler"),
+        ("async def handler(*args): pass\n", "chat:handler"),
+    ],
+)
+def test_what_else_is_a_handler(load: Callable[..., Target], source: str, name: str) -> None:
+    assert callable(load(source, name).handler)
+
+
+def test_a_method_of_a_class_instead_of_an_object_lacks_an_argument(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load("class App:\n    async def handler(self, ws): pass\n", "chat:App.handler"))
+    assert "takes (self, ws), but a handler is called with one argument" in str(error)
+
+
+def test_a_module_in_a_package(write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("package.chat", HANDLER)
+    assert load_target("package.chat:handler", str(tmp_path)).handler.__module__ == "package.chat"
+
+
+LIFESPAN = "import wscluster\n@wscluster.lifespan\nasync def {name}(): yield\n"
+
+
+def test_the_marked_functions_are_found(load: Callable[..., Target]) -> None:
+    target = load(
+        LIFESPAN.format(name="life") + "@wscluster.process_request\ndef look(ws, request): return None\n" + HANDLER
+    )
+    assert target.lifespan is not None
+    assert target.process_request is not None
+    assert (target.lifespan.__name__, target.process_request.__name__) == ("life", "look")
+
+
+def test_a_lifespan_under_two_names_is_one(load: Callable[..., Target]) -> None:
+    assert load(LIFESPAN.format(name="life") + "same = life\n" + HANDLER).lifespan is not None
+
+
+def test_two_lifespans(load: Callable[..., Target]) -> None:
+    error = refused(lambda: load(LIFESPAN.format(name="one") + LIFESPAN.format(name="two") + HANDLER))
+    assert str(error) == "module 'chat' marks more than one function @wscluster.lifespan: one, two"
+
+
+@pytest.mark.parametrize("definition", ["async def life(): return {}", "def life(): yield", "def life(): return {}"])
+def test_a_lifespan_that_is_no_async_generator(load: Callable[..., Target], definition: str) -> None:
+    error = refused(lambda: load(f"import wscluster\n@wscluster.lifespan\n{definition}\n" + HANDLER))
+    assert str(error) == "@wscluster.lifespan of 'chat' is no async generator function (`yield` once)"
+
+
+def test_importing_a_target_twice_runs_it_once(load: Callable[..., Target], tmp_path: Path) -> None:
+    first = load(HANDLER)
+    assert load_target("chat:handler", str(tmp_path)).handler is first.handler
