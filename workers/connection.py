@@ -375,7 +375,7 @@ async def _each(message: Iterable[DataLike] | AsyncIterable[DataLike]) -> AsyncI
 
 def _payload(chunk: object, kind: type[str] | tuple[type[Any], ...]) -> bytes:
     if not isinstance(chunk, kind):
-        raise TypeError("iterable must contain uniform types: all str, or all bytes-like")
+        raise TypeError("iterable must contain uniform types")
     return chunk.encode() if isinstance(chunk, str) else bytes(chunk)
 
 

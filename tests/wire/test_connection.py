@@ -313,7 +313,6 @@ SCRIPTS: dict[str, Script] = {
     "close 1004": [(close_frame(1004), 0)],
     "close of one byte": [(frame(CLOSE, b"\x03"), 0)],
     "close with invalid UTF-8": [(frame(CLOSE, b"\x03\xe8\xff"), 0)],
-    "message behind close": [(close_frame(1000) + frame(TEXT, b"a"), 0)],
     "close within a fragmented message": [(frame(TEXT, b"a", fin=False) + close_frame(1000), 0)],
 }
 LONG_SCRIPTS: dict[str, Script] = {
@@ -438,21 +437,23 @@ def test_a_request_that_is_no_websocket_is_answered_as_by_websockets(name: str) 
 
 
 @pytest.mark.parametrize(
-    "garbage",
+    ("garbage", "status"),
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"x" * 10_000,
-        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200,
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400 Bad Request"),
+        (b"nonsense\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\n" + b"x" * 10_000, b"431 Request Header Fields Too Large"),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200, b"431 Request Header Fields Too Large"),
     ],
     ids=["TLS", "no request", "no header", "long line", "many headers"],
 )
-def test_garbage_is_answered_with_400(garbage: bytes) -> None:
+def test_garbage_is_answered_with_an_error(garbage: bytes, status: bytes) -> None:
     async def main() -> None:
         async with ours(never) as served, raw(served.port) as (reader, writer):
             writer.write(garbage)
-            assert (await read_rest(reader)).startswith(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n")
+            answer = await read_rest(reader)
+            assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
+            assert b"\r\nConnection: close\r\n" in answer
 
     run(main())
 
@@ -563,7 +564,7 @@ def test_a_cancelled_recv_loses_no_message() -> None:
             nonlocal cancelled
             while len(got) < 300:
                 task = asyncio.ensure_future(ws.recv())
-                for _ in range(len(got) % 4):
+                for _ in range((cancelled + len(got)) % 4):
                     await asyncio.sleep(0)
                 task.cancel()
                 try:
@@ -962,7 +963,7 @@ def test_chunks_are_sent_as_fragments_as_by_websockets(name: str, head: bytes) -
                 await ws.send(FRAGMENTED[name]())
                 errors.put_nowait("none")
             except Exception as exc:
-                errors.put_nowait(f"{type(exc).__name__}: {exc}")
+                errors.put_nowait(type(exc).__name__)
             with contextlib.suppress(ConnectionClosed):
                 await ws.send("behind it")
 

@@ -1,0 +1,31 @@
+"""What many tests stand on."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(main: Coroutine[Any, Any, None], timeout: float = 60) -> None:
+    """Run a test's coroutine; it fails after ``timeout`` seconds."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(timeout):
+            await main
+
+    asyncio.run(bounded())
+
+
+def open_fds(pid: int | None = None) -> dict[int, str]:
+    """Return the open file descriptors of a process (None: this one) and what each is."""
+    folder = Path(f"/proc/{os.getpid() if pid is None else pid}/fd")
+    found = {}
+    for entry in folder.iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:
+            continue  # the one that lists the folder, or one that was just closed
+    return found

@@ -1,0 +1,326 @@
+"""A real cluster for a test: primary, workers and sockets of their own, awaited by their lifecycle events.
+
+::
+
+    async with Cluster("handlers:chat", workers=2) as cluster:
+        async with cluster.connect() as ws:
+            await ws.send("hello")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from websockets.asyncio.client import connect
+
+from wscluster.config import flag_of, option_fields
+from wscluster.control_client import ask, stop
+from wscluster.errors import WsclusterError
+
+START_SECONDS = 60.0
+WAIT_SECONDS = 20.0
+STOP_SECONDS = 15.0
+"""What a primary gets to end beyond its graceful timeout before it is killed."""
+MAX_OUTPUT_LINES = 10_000
+_STATUS_SECONDS = 0.02
+
+Event = dict[str, Any]
+
+
+class ClusterFailed(WsclusterError):
+    """The cluster did not start, ended early or did not stop; ``exit_code`` is None where it had to be killed."""
+
+    def __init__(self, what: str, exit_code: int | None, output: str) -> None:
+        super().__init__(f"{what} (exit code {exit_code})\n{output}")
+        self.exit_code = exit_code
+        self.output = output
+
+
+class Cluster:
+    """``wscluster serve TARGET`` on a port that the kernel chooses; use it as an async context manager.
+
+    Variables of the environment that would change the configuration (``WSCLUSTER_*``, ``REDIS_URL``, ``PORT``,
+    ``WEB_CONCURRENCY``) are not handed on, unless they stand in ``env``.
+
+    Args:
+        target: ``module:attribute``.
+        workers: Number of workers.
+        app_dir: Folder from which the target is imported; the working directory where it is None.
+        env: Variables for the primary and its workers, beside those of this process.
+        command: What comes before ``serve``, to run it under another program.
+        options: Any flag of ``serve`` under its name: ``graceful_timeout=1`` is ``--graceful-timeout 1``.
+
+    Attributes:
+        events: The lifecycle events so far, oldest first.
+        output: What primary and workers have printed, the last 10,000 lines.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        workers: int = 2,
+        app_dir: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = (sys.executable, "-m", "wscluster"),
+        **options: Any,
+    ) -> None:
+        if unknown := sorted(options.keys() - option_fields().keys()):
+            raise TypeError(f"wscluster serve has no option {', '.join(unknown)}")
+        self.target = target
+        self.events: list[Event] = []
+        self.output: list[str] = []
+        self._command = command
+        self._options = {"workers": workers, "host": "127.0.0.1", "port": 0, "graceful_timeout": 5.0, **options}
+        if app_dir is not None:
+            self._options["app_dir"] = os.fspath(app_dir)
+        self._env = _clean_environment() | dict(env or {})
+        self._folder: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        # Done at the next event or line of output, and then another.
+        self._news: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        try:
+            await self.wait_event("ready", timeout=START_SECONDS)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            if self.running:
+                self.process.terminate()
+            await self.wait_exit(float(self._options["graceful_timeout"]) + STOP_SECONDS)
+        finally:
+            await self._end()
+
+    async def start(self) -> None:
+        """Start the primary without waiting for anything; entering the context does it too."""
+        self._folder = Path(tempfile.mkdtemp(prefix="wscluster-test-"))
+        self._options.setdefault("control_socket", str(self._folder / "control.sock"))
+        read, write = os.pipe()
+        flags = [text for name, value in self._options.items() for text in (flag_of(name), _as_flag(value))]
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, "serve", self.target, "--ready-fd", str(write), *flags,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[write], env=self._env,
+            )  # fmt: skip
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        loop = asyncio.get_running_loop()
+        self._news = loop.create_future()
+        assert self._process.stdout is not None
+        self._readers = [
+            loop.create_task(self._read_events(read)),
+            loop.create_task(self._read_output(self._process.stdout)),
+        ]
+
+    # What it is
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        """The primary."""
+        assert self._process is not None, "the cluster was not started"
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """Process id of the primary."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """True until the primary has ended."""
+        return self.process.returncode is None
+
+    @property
+    def port(self) -> int:
+        """Port that the primary listens on."""
+        return int(next(event["port"] for event in self.events if event["event"] == "ready"))
+
+    @property
+    def url(self) -> str:
+        """``ws://HOST:PORT``."""
+        return f"ws://{self._options['host']}:{self.port}"
+
+    @property
+    def control_socket(self) -> Path:
+        """Path of the control socket."""
+        return Path(str(self._options["control_socket"]))
+
+    def worker_pids(self) -> dict[int, int]:
+        """Return, for each slot, the process id of the worker that became ready there last and has not ended."""
+        pids: dict[int, int] = {}
+        for event in self.events:
+            if event["event"] == "worker_ready":
+                pids[event["slot"]] = event["pid"]
+            elif event["event"] == "worker_exited" and pids.get(event["slot"]) == event["pid"]:
+                del pids[event["slot"]]
+        return pids
+
+    # What a test does
+
+    def connect(self, path: str = "/", *, source: str | None = None, **options: Any) -> connect:
+        """Connect a client of `websockets` to ``path``; ``source`` is the address that it comes from (127.1.0.7).
+
+        ``options`` are those of `websockets.asyncio.client.connect`.
+        """
+        if source is not None:
+            options["local_addr"] = (source, 0)
+        return connect(self.url + path, **{"proxy": None, **options})
+
+    async def status(self) -> dict[str, Any]:
+        """Return what ``wscluster status --json`` says.
+
+        Raises:
+            ControlError: The primary does not answer.
+        """
+        status: dict[str, Any] = await asyncio.to_thread(ask, self.control_socket, "status")
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the primary."""
+        self.process.send_signal(number)
+
+    async def stop(self, *, force: bool = False) -> int:
+        """Stop the cluster over its control socket and wait for its end; returns the exit code."""
+        await asyncio.to_thread(stop, self.control_socket, force=force)
+        return await self.wait_exit()
+
+    async def wait_event(self, event: str, *, count: int = 1, timeout: float = WAIT_SECONDS, **facts: Any) -> Event:
+        """Wait for the ``count``-th event of this name that has these facts, and return it; past ones count.
+
+        Raises:
+            ClusterFailed: The primary ended before.
+            TimeoutError: It did not come in ``timeout`` seconds.
+        """
+
+        def find() -> Event | None:
+            found = [item for item in self.events if {"event": event, **facts}.items() <= item.items()]
+            return found[count - 1] if len(found) >= count else None
+
+        await self._wait(lambda: find() is not None, timeout, f"no event {event!r} {facts or ''}")
+        found = find()
+        assert found is not None
+        return found
+
+    async def wait_output(self, text: str, *, timeout: float = WAIT_SECONDS) -> str:
+        """Wait for a line of output that has ``text`` in it, and return it; past ones count.
+
+        Raises:
+            ClusterFailed: The primary ended before.
+            TimeoutError: It did not come in ``timeout`` seconds.
+        """
+        await self._wait(lambda: any(text in line for line in self.output), timeout, f"no output {text!r}")
+        return next(line for line in self.output if text in line)
+
+    async def wait_status(
+        self, condition: Callable[[dict[str, Any]], object], *, timeout: float = WAIT_SECONDS
+    ) -> dict[str, Any]:
+        """Ask for the status until ``condition`` holds for it, and return it.
+
+        Raises:
+            TimeoutError: It did not hold within ``timeout`` seconds.
+        """
+        async with asyncio.timeout(timeout):
+            while not condition(status := await self.status()):  # noqa: ASYNC110
+                await asyncio.sleep(_STATUS_SECONDS)
+        return status
+
+    async def wait_exit(self, timeout: float = WAIT_SECONDS) -> int:
+        """Wait until the primary has ended and all that it wrote was read; returns its exit code.
+
+        Raises:
+            ClusterFailed: It has not ended in ``timeout`` seconds; it was killed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                code = await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+            raise ClusterFailed(f"the primary did not end within {timeout:g} s", None, self._tail()) from None
+        # A worker that outlives its primary would keep the pipes open: that is for the test to find, not to wait for.
+        await asyncio.wait(self._readers, timeout=2)
+        return code
+
+    # Reading
+
+    async def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    reading = [reader for reader in self._readers if not reader.done()]
+                    if not reading:
+                        raise ClusterFailed(f"{what}: the primary ended", await self.process.wait(), self._tail())
+                    assert self._news is not None
+                    await asyncio.wait([self._news, *reading], return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise TimeoutError(f"{what} within {timeout:g} s\n{self._tail()}") from None
+
+    async def _read_events(self, fd: int) -> None:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+        )
+        try:
+            while line := await reader.readline():
+                self.events.append(json.loads(line))
+                self._tell()
+        finally:
+            transport.close()
+
+    async def _read_output(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            self.output.append(line.decode(errors="replace").rstrip("\n"))
+            del self.output[:-MAX_OUTPUT_LINES]
+            self._tell()
+
+    def _tell(self) -> None:
+        assert self._news is not None
+        self._news.set_result(None)
+        self._news = asyncio.get_running_loop().create_future()
+
+    def _tail(self) -> str:
+        return "\n".join(self.output[-50:])
+
+    async def _end(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _as_flag(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _clean_environment() -> dict[str, str]:
+    others = {name for _, item in option_fields().values() for name in item.metadata["env"]}
+    return {
+        name: value for name, value in os.environ.items() if name not in others and not name.startswith("WSCLUSTER_")
+    }
