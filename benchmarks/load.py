@@ -126,7 +126,7 @@ async def connects(port: int, count: int, at_once: int = 20) -> None:
 
 
 async def fan_out(clients: list[Client], rounds: int, under_way: int, size: int) -> None:
-    """Let the first client send ``under_way`` messages and wait until everybody has them all, ``rounds`` times."""
+    """Let ``under_way`` clients send a message each, wait until everybody has them all, and again, ``rounds`` times."""
     frame = masked_frame(os.urandom(size // 2).hex().encode())
     answer = (len(frame) - 4) * under_way
     loop = asyncio.get_running_loop()
@@ -148,7 +148,8 @@ async def fan_out(clients: list[Client], rounds: int, under_way: int, size: int)
         missing = len(clients)
         for client in clients:
             want[client] += answer
-        clients[0].transport.write(frame * under_way)
+        for sender in clients[:under_way]:
+            sender.transport.write(frame)
         await asyncio.wait_for(done, 60)
     for client in clients:
         client.on_bytes = None

@@ -131,6 +131,7 @@ class Connection(Wire):
         for extension in self.protocol.extensions:
             if isinstance(extension, PerMessageDeflate):
                 self._deflate = extension
+                self.deflate_bits = extension.local_max_window_bits
                 if not extension.local_no_context_takeover:
                     # 32 KiB that most connections, those that only hear rooms, never need.
                     del extension.encoder

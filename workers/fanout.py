@@ -31,18 +31,17 @@ class Batch:
 
     Attributes:
         frames: One frame for each message.
+        count: Number of frames.
         data: All of them.
+        all_but_last: Bytes that wait for the member when the last frame is looked at.
         compressed: True where a frame is compressed.
     """
 
     frames: Sequence[bytes]
+    count: int
     data: bytes
+    all_but_last: int
     compressed: bool
-
-    @property
-    def all_but_last(self) -> int:
-        """Bytes that wait for the member when the last frame is looked at."""
-        return len(self.data) - len(self.frames[-1])
 
 
 class Fanout:
@@ -104,34 +103,33 @@ class Fanout:
         messages = waiting if count == len(waiting) else waiting[:count]
         excluded = {message.excluded for message in messages if message.excluded is not None}
         batches: dict[int, Batch] = {}
+        limit = self._max_send_queue
+        delivered = 0
         for member in tuple(self._hub.members(room)):
-            if not member.is_open:
-                continue
             if excluded and member.id.bytes in excluded:
                 own = [message for message in messages if message.excluded != member.id.bytes]
-                if own:
-                    self._write(member, make_batch(own, member.deflate_bits))
-                continue
-            bits = member.deflate_bits
-            batch = batches.get(bits)
-            if batch is None:
-                batch = batches[bits] = make_batch(messages, bits)
-            self._write(member, batch)
+                if not own:
+                    continue
+                batch = make_batch(own, member.deflate_bits)
+            else:
+                bits = member.deflate_bits
+                if bits not in batches:
+                    batches[bits] = make_batch(messages, bits)
+                batch = batches[bits]
+            if member.deliver(batch.data, batch.count, batch.compressed, limit - batch.all_but_last):
+                delivered += batch.count
+            elif member.is_open:
+                delivered += self._deliver_singly(member, batch)
+        self.delivered += delivered
 
-    def _write(self, member: Connection, batch: Batch) -> None:
-        limit = self._max_send_queue
-        count = len(batch.frames)
-        if member.unsent_bytes() + batch.all_but_last <= limit:
-            member.write_frames(batch.data, count, batch.compressed)
-            self.delivered += count
-            return
-        for frame in batch.frames:
-            if member.unsent_bytes() > limit:
+    def _deliver_singly(self, member: Connection, batch: Batch) -> int:
+        """Deliver frame by frame up to the bound, then close the member; returns how many frames it got."""
+        for number, frame in enumerate(batch.frames):
+            if not member.deliver(frame, 1, batch.compressed, self._max_send_queue):
                 self.slow_closed += 1
                 member.close_slow()
-                return
-            member.write_frames(frame, 1, batch.compressed)
-            self.delivered += 1
+                return number
+        return batch.count
 
 
 def make_batch(messages: Sequence[Envelope], deflate_bits: int) -> Batch:
@@ -142,7 +140,8 @@ def make_batch(messages: Sequence[Envelope], deflate_bits: int) -> Batch:
         small = compress(message.payload, deflate_bits) if deflate_bits >= _MIN_WINDOW_BITS else None
         compressed = compressed or small is not None
         frames.append(build_frame(message.text, message.payload if small is None else small, rsv1=small is not None))
-    return Batch(frames, frames[0] if len(frames) == 1 else b"".join(frames), compressed)
+    data = frames[0] if len(frames) == 1 else b"".join(frames)
+    return Batch(frames, len(frames), data, len(data) - len(frames[-1]), compressed)
 
 
 def compress(payload: bytes, window_bits: int) -> bytes | None:

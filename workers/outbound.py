@@ -23,7 +23,7 @@ class Outbound(asyncio.Protocol):
 
     __slots__ = (
         "_deflate", "_encoder_stale", "_fragmenting", "_held", "_paused_writing", "_write_waiters", "is_open",
-        "protocol", "server", "transport",
+        "deflate_bits", "protocol", "server", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -38,35 +38,41 @@ class Outbound(asyncio.Protocol):
         self._fragmenting: asyncio.Future[None] | None = None
         self._held: list[bytes] | None = None
         self._deflate: PerMessageDeflate | None = None
+        # Window bits with which messages to this client may be compressed; 0 without permessage-deflate.
+        self.deflate_bits = 0
         self._encoder_stale = False
-
-    @property
-    def deflate_bits(self) -> int:
-        """Window bits with which messages to this client may be compressed; 0 without permessage-deflate."""
-        return 0 if self._deflate is None else self._deflate.local_max_window_bits
 
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for this client to read."""
         unsent = self.transport.get_write_buffer_size()
         return unsent if self._held is None else unsent + sum(map(len, self._held))
 
-    def write_frames(self, data: bytes, count: int, compressed: bool) -> None:
-        """Write ``count`` whole frames; ignored where the connection is not open.
+    def deliver(self, data: bytes, count: int, compressed: bool, limit: int) -> bool:
+        """Write ``count`` whole frames of rooms; False where the connection is not open or has too much unsent.
 
-        ``compressed`` says that a compressor of its own made some of them: the client's window then no longer holds
-        what ours remembers, so ours begins anew.
+        One call for each member and turn of the loop: this is the hot path of the fan-out.
+
+        Args:
+            compressed: A compressor of its own made some of the frames: the client's window then no longer holds what
+                ours remembers, so ours begins anew.
+            limit: Unsent bytes above which nothing is written.
         """
         if not self.is_open:
-            return
-        if self._fragmenting is not None:
+            return False
+        if self._fragmenting is None:
+            if self.transport.get_write_buffer_size() > limit:
+                return False
+            self.transport.write(data)
+        else:
+            if self.unsent_bytes() > limit:
+                return False
             if self._held is None:
                 self._held = []
             self._held.append(data)
-        else:
-            self.transport.write(data)
         if compressed:
             self._encoder_stale = True
         self.server.messages_out += count
+        return True
 
     def write_message(self, is_text: bool, payload: bytes) -> None:
         """Write one whole message of this connection's own."""

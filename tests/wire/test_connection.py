@@ -1033,7 +1033,7 @@ def test_other_messages_wait_until_a_fragmented_one_is_whole() -> None:
             whole = asyncio.ensure_future(ws.send(chunks()))
             await begun.wait()
             other = asyncio.ensure_future(ws.send("own"))
-            ws.write_frames(build_frame(True, b"of a room"), 1, False)
+            assert ws.deliver(build_frame(True, b"of a room"), 1, False, 2**20)
             await (await ws.ping())
             assert not other.done()
             go_on.set()
@@ -1054,7 +1054,7 @@ def test_a_frame_of_another_compressor_does_not_spoil_those_of_the_connection() 
             for number in range(5):
                 await ws.send("own message of the connection " * 20)
                 compressed = deflated(f"{number} message of a room ".encode() * 20)
-                ws.write_frames(build_frame(True, compressed, rsv1=True), 1, True)
+                assert ws.deliver(build_frame(True, compressed, rsv1=True), 1, True, 2**20)
 
         async with ours(handler) as served, served.connect() as client:
             messages = [message async for message in client]
