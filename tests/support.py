@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,4 +31,15 @@ def open_fds(pid: int | None = None) -> dict[int, str]:
             found[int(entry.name)] = os.readlink(entry)
         except FileNotFoundError:
             continue  # the one that lists the folder, or one that was just closed
+    return found
+
+
+def require_program(name: str) -> str:
+    """Return the path of a program; without it the test is skipped, or fails where WSCLUSTER_TEST_ALL is 1."""
+    found = shutil.which(name)
+    if found is None:
+        reason = f"{name} is not on PATH: install it to run this test"
+        if os.environ.get("WSCLUSTER_TEST_ALL") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
     return found

@@ -10,7 +10,7 @@ from websockets.http11 import Request, Response
 import wscluster
 
 PAGE = (Path(__file__).parent / "page.html").read_text("utf-8")
-POLICY = "default-src 'nonce-{}'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+POLICY = "default-src 'nonce-%s'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
 
 
 @wscluster.process_request
@@ -22,7 +22,7 @@ def serve_page(ws: wscluster.Connection, request: Request) -> Response | None:
     nonce = secrets.token_urlsafe()
     response = ws.respond(200, PAGE.replace("{nonce}", nonce))
     del response.headers["Content-Type"]
-    response.headers.update({"Content-Type": "text/html", "Content-Security-Policy": POLICY.format(nonce)})
+    response.headers.update({"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY % nonce})
     return response
 
 
@@ -48,8 +48,8 @@ async def obey(ws: wscluster.Connection, order: object) -> None:
             ws.session[room] = name
             await ws.publish(room, event(ws, "joined", room=room, name=name))
         case {"leave": str(room)} if room in ws.session:
-            await ws.publish(room, event(ws, "left", room=room, name=ws.session.pop(room)))
             await ws.leave(room)
+            await ws.publish(room, event(ws, "left", room=room, name=ws.session.pop(room)))
         case {"say": str(text), "room": str(room)} if room in ws.session and 0 < len(text) <= 4000:
             await ws.publish(room, event(ws, "message", room=room, name=ws.session[room], text=text))
         case _:
