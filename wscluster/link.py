@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Packet, decode, encode
+from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, decode, encode
 
 MAX_FDS = 253
 """SCM_MAX_FD of Linux: 254 file descriptors in one packet are refused with EINVAL."""
@@ -41,7 +41,8 @@ class Link:
     Args:
         sock: A connected SOCK_SEQPACKET socket; the link owns it and closes it.
         loop: The event loop that the link belongs to.
-        on_packet: Called with each packet and the file descriptors that came with it, which then belong to the callee.
+        on_packet: Called with each packet and the file descriptors that came with it, which then belong to the callee:
+            at most one for each connection of an `Offer`, and none with any other packet.
         on_end: Called once when the peer has closed its end or died.
         max_outbox: Packets that may wait while the peer does not read.
     """
@@ -67,7 +68,9 @@ class Link:
         self._writing = False
         self._ended = False
         self.fds_lost = 0
-        """File descriptors that the kernel dropped because this process was at its limit (MSG_CTRUNC)."""
+        """Packets of whose file descriptors the kernel dropped some, this process being at its limit (MSG_CTRUNC)."""
+        self.dropped = 0
+        """Packets that were none, and were thrown away with their file descriptors."""
         loop.add_reader(self._fd, self._readable)
 
     @property
@@ -88,9 +91,12 @@ class Link:
 
         Raises:
             LinkFull: ``max_outbox`` packets wait already.
+            ValueError: More than `MAX_FDS` file descriptors, or a packet that is too long.
         """
         if self._ended:
             return
+        if len(fds) > MAX_FDS:  # the kernel would refuse it at the head of the outbox, again and again
+            raise ValueError(f"{len(fds)} file descriptors with one packet: more than {MAX_FDS}")
         if len(self._outbox) >= self._max_outbox:
             raise LinkFull(f"{len(self._outbox)} packets wait")
         self._outbox.append((encode(packet), fds, sent))
@@ -139,11 +145,19 @@ class Link:
             self._end()
             return False
         try:
+            if flags & socket.MSG_TRUNC:
+                raise InvalidPacket(f"more than {MAX_PACKET_BYTES} bytes")
             packet = decode(bytes(_buffer[:size]))
         except InvalidPacket as exc:
+            self.dropped += 1
             _close_all(fds)
             logger.error("packet dropped: %s", exc)
             return True
+        wanted = len(packet.connections) if isinstance(packet, Offer) else 0
+        if len(fds) > wanted:
+            logger.error("%d file descriptors closed: nothing goes with them", len(fds) - wanted)
+            _close_all(fds[wanted:])
+            del fds[wanted:]
         self._on_packet(packet, fds)
         return True
 
