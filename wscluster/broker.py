@@ -11,9 +11,7 @@ import asyncio
 import logging
 import math
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
@@ -21,21 +19,17 @@ from redis.exceptions import AuthenticationError, NoScriptError, RedisError, Res
 
 from wscluster.config import hide_password
 from wscluster.envelope import PUBLISH_SCRIPT
-from wscluster.errors import BusUnavailable, StartError
+from wscluster.errors import StartError
+from wscluster.unsent import Argument, Command, UnsentCommands, WantedChannels
 
-MAX_PIPELINE_COMMANDS = 256
-MAX_PIPELINE_BYTES = 1 << 20
-MAX_WAITING_COMMANDS = 65_536
-MAX_WAITING_BYTES = 256 << 20
 FIRST_BACKOFF = 0.05
 MAX_BACKOFF = 2.0
 CONNECT_SECONDS = 2.5
 PING_SECONDS = 1.5
 PONG_SECONDS = 2.5
 """Silence after a PING that means the server is gone: with the interval before it, noticed within 4 seconds."""
-CHANNELS_PER_COMMAND = 512
 
-Argument = bytes | str | int
+CLOSING = "not sent, because the worker is closing"
 
 logger = logging.getLogger("wscluster.bus")
 
@@ -111,14 +105,6 @@ def _backoff(failures: int) -> float:
     return min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * (0.5 + random.random() / 2)
 
 
-@dataclass(slots=True)
-class _Command:
-    arguments: Sequence[Argument]
-    size: int
-    deadline: float
-    answer: asyncio.Future[Any]
-
-
 class Commands:
     """Sends commands in pipelines, in the order in which they were given, one pipeline under way at a time.
 
@@ -131,11 +117,11 @@ class Commands:
         self._url = url
         self._timeout = timeout
         self._loop = loop
-        self._waiting: deque[_Command] = deque()
-        self._waiting_bytes = 0
+        self._unsent = UnsentCommands()
         self._wake = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self._last_error = "it was not reached yet"
 
     def send(self, *arguments: Argument) -> asyncio.Future[Any]:
@@ -145,12 +131,10 @@ class Commands:
         connection breaks while it is under way, or too much waits.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
-        size = sum(len(argument) for argument in arguments if isinstance(argument, bytes))
-        if len(self._waiting) >= MAX_WAITING_COMMANDS or self._waiting_bytes + size > MAX_WAITING_BYTES:
-            answer.set_exception(BusUnavailable(f"{len(self._waiting)} commands wait for the bus already: not sent"))
+        self._unsent.add(arguments, self._loop.time() + self._timeout, answer)
+        if self._closed:
+            self._unsent.fail_all(CLOSING)
             return answer
-        self._waiting.append(_Command(arguments, size, self._loop.time() + self._timeout, answer))
-        self._waiting_bytes += size
         self._wake.set()
         if self._task is None:
             self._task = self._loop.create_task(self._run())
@@ -159,45 +143,40 @@ class Commands:
         return answer
 
     async def close(self) -> None:
-        """Close the connection; what waits fails."""
+        """Close the connection; what waits fails, and so does whatever is sent later."""
+        self._closed = True
         if self._expiry is not None:
             self._expiry.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        for command in self._waiting:
-            _fail(command, "the worker is closing: not sent")
-        self._waiting.clear()
+        self._unsent.fail_all(CLOSING)
 
     def _expire(self) -> None:
-        """Fail what was not sent in time. The timeouts are equal, so the oldest is the first."""
-        now = self._loop.time() + 0.001
-        while self._waiting and self._waiting[0].deadline <= now:
-            command = self._take()
-            _fail(command, f"not sent within {self._timeout:g} s: {self._last_error}")
-        self._expiry = self._loop.call_at(self._waiting[0].deadline, self._expire) if self._waiting else None
-
-    def _take(self) -> _Command:
-        command = self._waiting.popleft()
-        self._waiting_bytes -= command.size
-        return command
+        self._unsent.expire(self._loop.time() + 0.001, f"not sent within {self._timeout:g} s: {self._last_error}")
+        due = self._unsent.next_deadline
+        self._expiry = None if due is None else self._loop.call_at(due, self._expire)
 
     async def _run(self) -> None:
         failures = 0
         while True:
             await self._wait_work()
+            if failures:
+                await asyncio.sleep(_backoff(failures - 1))
             try:
                 connection = await _open(self._url)
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
-                await asyncio.sleep(_backoff(failures))
                 failures += 1
                 continue
-            failures = 0
+            failures += 1  # until it has answered
             try:
                 while True:
                     await self._wait_work()
-                    await self._exchange(connection, self._next_batch())
+                    if await connection.can_read():
+                        break  # the server closed it while it was idle: nothing was sent, so nothing is lost
+                    await self._exchange(connection, self._unsent.take_batch())
+                    failures = 0
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
                 logger.warning("the bus does not answer: %s", self._last_error)
@@ -205,21 +184,11 @@ class Commands:
                 await connection.disconnect(nowait=True)
 
     async def _wait_work(self) -> None:
-        while not self._waiting:
+        while not self._unsent:
             self._wake.clear()
             await self._wake.wait()
 
-    def _next_batch(self) -> list[_Command]:
-        batch: list[_Command] = []
-        size = 0
-        while self._waiting and len(batch) < MAX_PIPELINE_COMMANDS and (size < MAX_PIPELINE_BYTES or not batch):
-            command = self._take()
-            if not command.answer.done():  # its caller may have been cancelled
-                batch.append(command)
-                size += command.size
-        return batch
-
-    async def _exchange(self, connection: AbstractConnection, batch: list[_Command]) -> None:
+    async def _exchange(self, connection: AbstractConnection, batch: list[Command]) -> None:
         """Send ``batch`` and read its answers; what the server did not know the script for is sent once more."""
         if not batch:
             return
@@ -231,12 +200,12 @@ class Commands:
                     await connection.send_command("SCRIPT", "LOAD", PUBLISH_SCRIPT)
                     await connection.read_response(timeout=math.inf, disconnect_on_error=False)
                     for command in await self._pipeline(connection, unknown):
-                        _fail(command, "the server forgets its scripts")
+                        command.fail("the server forgets its scripts")
         finally:
             for command in batch:
-                _fail(command, "no answer: whether it was done is unknown")
+                command.fail("no answer: whether it was done is unknown")
 
-    async def _pipeline(self, connection: AbstractConnection, batch: list[_Command]) -> list[_Command]:
+    async def _pipeline(self, connection: AbstractConnection, batch: list[Command]) -> list[Command]:
         """Send ``batch`` in one write; returns the commands that were answered by NOSCRIPT."""
         packed = connection.pack_commands([command.arguments for command in batch])
         await connection.send_packed_command(packed, check_health=False)
@@ -247,24 +216,11 @@ class Commands:
             except NoScriptError:
                 unknown.append(command)
             except ResponseError as exc:
-                _fail(command, f"the server refuses: {exc}")
+                command.fail(f"the server refuses: {exc}")
             else:
                 if not command.answer.done():
                     command.answer.set_result(answer)
         return unknown
-
-
-def _fail(command: _Command, reason: str) -> None:
-    if not command.answer.done():
-        command.answer.set_exception(BusUnavailable(f"the bus is unavailable: {reason}"))
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """What is still to be said to the server."""
-
-    subscribe: list[bytes] = field(default_factory=list)
-    unsubscribe: list[bytes] = field(default_factory=list)
 
 
 class Subscriber:
@@ -293,8 +249,7 @@ class Subscriber:
         self._on_subscribed = on_subscribed
         self._on_connected = on_connected
         self._on_lost = on_lost
-        self._channels: set[bytes] = set()
-        self._wanted = _Wanted()
+        self._channels = WantedChannels()
         self._wake = asyncio.Event()
         self._heard_at = 0.0
         self._pinged_at: float | None = None
@@ -304,13 +259,11 @@ class Subscriber:
     def subscribe(self, channel: bytes) -> None:
         """Hear ``channel`` from now on; `on_subscribed` tells when."""
         self._channels.add(channel)
-        self._wanted.subscribe.append(channel)
         self._wake.set()
 
     def unsubscribe(self, channel: bytes) -> None:
         """Hear ``channel`` no more."""
         self._channels.discard(channel)
-        self._wanted.unsubscribe.append(channel)
         self._wake.set()
 
     async def close(self) -> None:
@@ -328,7 +281,7 @@ class Subscriber:
                     self._on_connected(await _run_id(connection))
                     self.connected = True
                     failures = 0
-                    self._wanted = _Wanted(subscribe=list(self._channels))
+                    self._channels.tell_again()
                     await self._live(connection)
                 finally:
                     await connection.disconnect(nowait=True)
@@ -368,13 +321,9 @@ class Subscriber:
     async def _speak(self, connection: AbstractConnection) -> None:
         """Write what is wanted, and a PING whenever the server has been silent; end the connection when it stays so."""
         while True:
-            wanted, self._wanted = self._wanted, _Wanted()
             self._wake.clear()
-            for verb, channels in (("SUBSCRIBE", wanted.subscribe), ("UNSUBSCRIBE", wanted.unsubscribe)):
-                # Only what is still meant: the later of two opposite wishes counts.
-                meant = [name for name in dict.fromkeys(channels) if (name in self._channels) == (verb == "SUBSCRIBE")]
-                for at in range(0, len(meant), CHANNELS_PER_COMMAND):
-                    await connection.send_command(verb, *meant[at : at + CHANNELS_PER_COMMAND])
+            for command in self._channels.take_untold():
+                await connection.send_command(*command)
             try:
                 async with asyncio.timeout_at(await self._keep_alive(connection)):
                     await self._wake.wait()
