@@ -123,7 +123,6 @@ class Bus:
         if known is None or not known.live:
             known = await self._wait_live(room, channel)
             if not member.is_open:
-                self._released(known)
                 await member.wait_lost()
                 raise member.closed_exception()
         self._fanout.flush(room)
@@ -257,8 +256,8 @@ class Bus:
             ) from None
         finally:
             room.joining -= 1
-            if not room.live:
-                self._released(room)
+            # Whatever happened: a join that was cancelled in the moment of its success must not keep the room either.
+            self._released(room)
         return room
 
     def _released(self, room: _Room) -> None:

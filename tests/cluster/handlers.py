@@ -1,7 +1,11 @@
 """Handlers that the cluster tests serve."""
 
+import asyncio
+import contextlib
 import json
 import os
+from collections.abc import AsyncIterator
+from typing import Any
 
 from wscluster import Connection
 
@@ -16,3 +20,61 @@ async def who(ws: Connection) -> None:
     await ws.send(json.dumps({"slot": ws.slot, "pid": os.getpid(), "client": ws.client, "path": ws.request.path}))
     async for message in ws:
         await ws.send(message)
+
+
+async def rooms(ws: Connection) -> None:
+    """Do what the client asks for as JSON; answers begin with "!", everything else that it hears is a room's."""
+    async for command in ws:
+        answer: dict[str, Any]
+        try:
+            answer = {"is": await _do(ws, **json.loads(command))}
+        except Exception as exc:
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        await ws.send("!" + json.dumps(answer))
+
+
+async def _do(ws: Connection, do: str, room: str, **how: Any) -> Any:
+    match do:
+        case "join":
+            return (await ws.join(room)).position
+        case "join many":
+            await asyncio.gather(*(ws.join(f"{room} {number}") for number in range(how["count"])))
+        case "join in haste":
+            for number in range(how["count"]):
+                # From at once to a few times what a join takes.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ws.join(f"{room} {number}"), number % 100 * 2e-5)
+                await ws.leave(f"{room} {number}")
+        case "leave":
+            await ws.leave(room)
+        case "publish":
+            return await ws.publish(room, _message(**how), exclude_self=how.get("exclude_self", False))
+        case "publish many":
+            return [await ws.publish(room, f"{how['text']} {number}") for number in range(how["count"])]
+        case "say":
+            await ws.send(how["text"])
+        case "say in fragments":
+            await ws.send(_fragments(ws, room))
+        case "state":
+            return {"slot": ws.slot, "rooms": sorted(ws.rooms), "positions": dict(ws.positions)}
+        case _:
+            raise LookupError(do)
+    return None
+
+
+def _message(text: str | None = None, hex: str | None = None, size: int = 0, wrong: Any = None, **_: Any) -> Any:  # noqa: A002
+    if wrong is not None:
+        return wrong
+    if hex is not None:
+        return bytes.fromhex(hex)
+    return "x" * size if text is None else text
+
+
+async def _fragments(ws: Connection, room: str) -> AsyncIterator[str]:
+    """Say half a message, let the room say something, and only when that has come say the other half."""
+    yield "one "
+    position = await ws.publish(room, "between")
+    async with asyncio.timeout(10):
+        while ws.positions[room] != position:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    yield "whole"
