@@ -48,6 +48,9 @@ MAX_FIRST_BOOT_FAILURES = 3
 """The same, while no worker was ever ready: the fault is then more likely the program than the moment."""
 EXIT_SECONDS = 2.0
 """What a worker gets to exit by itself after its last deadline or its failed boot."""
+LATE_SECONDS = 1.0
+"""A deadline that is noticed so much too late says nothing about the worker: this process was held up, by Ctrl-Z or by
+the machine, and the worker may have been so too. It gets `EXIT_SECONDS` more."""
 SHUTDOWN_CODE = 1001
 
 
@@ -114,6 +117,9 @@ class Fleet:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Return what follows from ``event``, in the order in which it is to be done.
 
+        Only `Ticked` judges who is too late: the beat of one worker may be heard while another's still waits to be
+        read. The caller sends it when all is read.
+
         Raises:
             KeyError: The event does not fit the worker's state: a bug of the caller.
         """
@@ -124,11 +130,10 @@ class Fleet:
             case StopForced():
                 self._force(commands)
             case Ticked():
-                pass
+                self._fire_deadlines(now, commands)
             case _:
                 worker = self.workers[event.worker]
                 TABLE[worker.state, type(event)](self, worker, event, now, commands)
-        self._fire_deadlines(now, commands)
         self._spawn_due(now, commands)
         self._settle(commands)
         return commands
@@ -200,6 +205,9 @@ class Fleet:
         for worker in self.workers.values():
             if worker.deadline is None or worker.deadline > now:
                 continue
+            if now - worker.deadline > LATE_SECONDS:
+                worker.deadline = now + EXIT_SECONDS
+                continue
             match worker.state:
                 case State.STARTING:
                     late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
@@ -209,8 +217,6 @@ class Fleet:
                     self._kill(worker, f"no beat for {self.beat_timeout:g} s: its event loop is stuck", commands)
                 case State.DRAINING:
                     self._kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
-                case _:
-                    worker.deadline = None
 
     def _kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
         if worker.state is State.KILLED:
@@ -258,9 +264,9 @@ class Fleet:
                 self._kill(worker, "the cluster cannot run", commands)
 
     def _stop(self, commands: list[Command], now: float) -> None:
+        self.stopping = True
         if self.exit_code is not None:
             return
-        self.stopping = True
         self.exit_code = ExitCode.OK
         self._stop_listening(commands)
         for worker in self.workers.values():
@@ -273,8 +279,8 @@ class Fleet:
                 self._kill(worker, "stopped while it was starting", commands)
 
     def _force(self, commands: list[Command]) -> None:
+        self.stopping = True
         if self.exit_code is None:
-            self.stopping = True
             self.exit_code = ExitCode.OK
             self._stop_listening(commands)
         for worker in self.workers.values():
