@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -19,16 +20,33 @@ MAX_WAITING = 1024
 logger = logging.getLogger("wscluster.primary")
 
 
+def claim_fd(fd: int) -> None:
+    """Take ``fd`` for events; no child inherits it any more, unless it is a standard stream.
+
+    Call it before this process opens anything of its own: a number that nobody has opened for it may by then be that of
+    the event loop.
+
+    Raises:
+        StartError: It is not open, or not for writing.
+    """
+    try:
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except (OSError, OverflowError):
+        raise StartError(f"--ready-fd {fd}: this file descriptor is not open", ExitCode.USAGE) from None
+    if mode == os.O_RDONLY:
+        raise StartError(f"--ready-fd {fd}: this file descriptor is not open for writing", ExitCode.USAGE)
+    # A worker without standard streams would open something else of its own under their numbers.
+    if fd > 2:
+        os.set_inheritable(fd, False)
+
+
 class EventLog:
     """Writes events without ever blocking the loop; while nobody reads, up to 1,024 lines wait and later ones are lost.
 
     The descriptor is not made non-blocking, because whoever else has it would feel that: it is asked before each write.
 
     Args:
-        fd: The descriptor, or None for no events.
-
-    Raises:
-        StartError: ``fd`` is not open.
+        fd: A descriptor that `claim_fd` has taken, or None for no events.
     """
 
     def __init__(self, fd: int | None, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,12 +55,6 @@ class EventLog:
         self._waiting: deque[bytes] = deque()
         self._writing = False
         self._complained = False
-        if fd is not None:
-            try:
-                os.fstat(fd)
-            except OSError:
-                raise StartError(f"--ready-fd {fd}: this file descriptor is not open", ExitCode.USAGE) from None
-            os.set_inheritable(fd, False)
 
     def emit(self, event: str, **facts: Any) -> None:
         """Write one line: ``{"event": …}`` and ``facts``."""

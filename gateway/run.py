@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import sys
@@ -13,6 +14,7 @@ from wscluster import logs
 from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.cpus import count_cpus
+from wscluster.gateway.events import claim_fd
 from wscluster.gateway.listener import bind
 from wscluster.gateway.primary import Primary
 from wscluster.loops import new_event_loop
@@ -30,6 +32,9 @@ def run(config: Config) -> int:
     """
     if sys.platform != "linux":
         raise StartError(f"wscluster needs Linux (SOCK_SEQPACKET links, pidfds), this is {sys.platform}")
+    _open_standard_streams()
+    if config.operate.ready_fd is not None:
+        claim_fd(config.operate.ready_fd)
     logs.set_up(config.operate.log_level, "primary")
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
@@ -70,6 +75,18 @@ async def _live(config: Config) -> int:
         return ExitCode.OK
     primary = Primary(config, sockets, loop)
     return await primary.run()
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that is closed: libuv aborts a process with a socket under its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.set_inheritable(fd, True)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _ignore_hangup() -> None:

@@ -55,6 +55,8 @@ def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]
         OSError: The system has no process or no descriptor left.
     """
     ours, theirs = link_pair()
+    # The worker takes them when it can ignore them: a Ctrl-C in the terminal must not end one that is just starting.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         popen = subprocess.Popen(
             # -P: a file of the working directory must not stand in for a module that the worker imports.
@@ -66,5 +68,6 @@ def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]
         ours.close()
         raise
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
     return Process(popen, loop, on_exit), ours

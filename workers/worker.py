@@ -299,6 +299,8 @@ def run(link_fd: int) -> int:
     _die_with_parent()
     signal.signal(signal.SIGINT, _ignore_signal)
     signal.signal(signal.SIGTERM, _ignore_signal)
+    # The primary had them blocked when it started this process.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     os.set_inheritable(link_fd, False)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         sock = socket.socket(fileno=link_fd)

@@ -71,7 +71,7 @@ def _find_options(command: AnyCommand) -> AnyCommand:
     return click.option("--control-socket", metavar="PATH", help="Control socket of the primary.")(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="wscluster", message="%(prog)s %(version)s")
 def cli() -> None:
     """WebSocket servers on every core, sticky by client, with no proxy in the data path."""

@@ -132,7 +132,11 @@ def _exchange(sock: socket.socket, path: Path, request: dict[str, Any], timeout:
         raise ControlError(f"the primary at {path} hung up: {exc.strerror or exc}") from exc
     if not line:
         raise ControlError(f"the primary at {path} ended without an answer")
-    answer = json.loads(line)
-    if not answer["ok"]:
+    try:
+        answer = json.loads(line)
+        done = answer["ok"]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ControlError(f"what answers at {path} is no primary of wscluster") from exc
+    if not done:
         raise ControlError(f"the primary at {path} refused: {answer['error']}")
     return answer["result"]
