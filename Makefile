@@ -16,7 +16,7 @@ help:
 	@echo 'make clean   remove the virtual environment and every cache'
 
 chat: .venv/.installed
-	@echo 'Open the address of the line "listening on" in two tabs; Ctrl-C stops the chat.'
+	@echo 'Open the address of the line "listening on" in two tabs; Ctrl-C stops the chat; make chat PORT=9000 takes another port.'
 	@exec $(BIN)/python -m wscluster serve examples.chat.handlers:chat --port $(PORT)
 
 test: .venv/.installed-dev
@@ -37,7 +37,7 @@ clean:
 
 .venv/.made:
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed: install it, or say where it is with PYTHON=…' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo 'Python 3.11 or newer is needed, and $(PYTHON) is not: say where one is with PYTHON=…' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo '$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, apt-get install python3-venv' >&2; exit 1; }
