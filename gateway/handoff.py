@@ -7,8 +7,10 @@ slow. A slot's queue and a worker's window are bounded; beyond them a connection
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from wscluster.gateway.placement import Chooser
 from wscluster.packets import Offered
@@ -17,7 +19,7 @@ WINDOW = 32
 """Connections that one worker may have been offered and not yet adopted."""
 
 MAX_QUEUE = 1024
-"""Connections that wait for one slot; the next one is rejected."""
+"""Connections that wait for one slot; one more, and the newest is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,15 @@ Command = HandOff | Release | Reject
 @dataclass(slots=True)
 class _Pending:
     offered: Offered
-    refused_by: set[int] = field(default_factory=set)
+    refused_by: frozenset[int] = frozenset()
+    number: int = field(init=False)
+    """The connection's number, and its age: numbers grow."""
+
+    def __post_init__(self) -> None:
+        self.number = self.offered.number
+
+
+_number_of = attrgetter("number")
 
 
 @dataclass(slots=True)
@@ -69,7 +79,7 @@ class _Worker:
     def open_connections(self) -> int:
         """Connections at the last beat, and those adopted since."""
         connections, adopted = self.reported
-        return connections + max(0, self.adopted - adopted)
+        return connections + self.adopted - adopted
 
 
 class Ledger:
@@ -119,19 +129,20 @@ class Ledger:
         return []
 
     def adopt(self, worker: int, numbers: Iterable[int]) -> list[Command]:
-        """``worker`` has adopted these."""
+        """``worker`` has adopted these; what it was not offered, or has answered before, changes nothing."""
         state = self._workers[worker]
         released = tuple(number for number in numbers if state.offered.pop(number, None) is not None)
         state.adopted += len(released)
         self.adopted += len(released)
-        return [Release(released), *self._commands({state.slot}, [])]
+        commands = self._commands({state.slot}, [])
+        return [Release(released), *commands] if released else commands
 
     def refuse(self, worker: int, numbers: Iterable[int], now: float) -> list[Command]:
         """``worker`` gives these back, unread."""
         state = self._workers[worker]
         refused = [state.offered.pop(number) for number in numbers if number in state.offered]
         for pending in refused:
-            pending.refused_by.add(worker)
+            pending.refused_by |= {worker}
         return self._place_again(refused, {state.slot}, now)
 
     def end(self, worker: int, now: float) -> list[Command]:
@@ -149,7 +160,7 @@ class Ledger:
 
     def report(self, worker: int, connections: int, adopted: int) -> None:
         """A beat of ``worker``: its open connections, and how many it has adopted in all."""
-        if worker in self._workers:
+        if worker in self._workers:  # else it is not ready yet, or its link has ended
             self._workers[worker].reported = (connections, adopted)
 
     def stop(self, now: float) -> list[Command]:
@@ -191,43 +202,48 @@ class Ledger:
             load += len(worker.offered) + worker.open_connections()
         return load
 
-    def _choose(self, pending: _Pending, now: float) -> _Slot | None:
-        """Return the first slot of the connection's order that serves it, or will soon enough."""
+    def _choose(self, pending: _Pending, now: float) -> int | None:
+        """Return the first slot of the connection's order that serves it, or will soon enough.
+
+        A full slot is passed over only where no client belongs to one.
+        """
         sticky = self._chooser.sticky
         offered = pending.offered
         order = self._chooser(offered.number, offered.host, () if sticky else self.loads())
-        soon: _Slot | None = None
+        soon: int | None = None
         for number in order:
             slot = self._slots[number]
-            if slot.failed:
+            if slot.failed or (not sticky and len(slot.queue) >= MAX_QUEUE):
                 continue
             if slot.worker is not None:
                 if slot.worker not in pending.refused_by:
-                    return slot
+                    return number
             elif now < slot.down_since + self._slot_wait:
                 if sticky:
-                    return slot
-                soon = soon or slot
+                    return number
+                if soon is None:
+                    soon = number
         return soon
 
     def _place(self, pending: _Pending, now: float, touched: set[int], rejected: list[int]) -> None:
-        slot = None if self._stopping else self._choose(pending, now)
-        if slot is None or len(slot.queue) >= MAX_QUEUE:
-            self.rejected += 1
-            rejected.append(pending.offered.number)
-            return
-        slot.queue.append(pending)
-        if len(slot.queue) > 1 and slot.queue[-2].offered.number > pending.offered.number:
-            slot.queue.sort(key=lambda waiting: waiting.offered.number)
-        if slot.worker is not None:
-            touched.add(self._workers[slot.worker].slot)
+        number = None if self._stopping else self._choose(pending, now)
+        if number is not None:
+            queue = self._slots[number].queue
+            # Oldest first, also where a connection comes back from a worker or from another slot.
+            insort(queue, pending, key=_number_of)
+            touched.add(number)
+            if len(queue) <= MAX_QUEUE:
+                return
+            pending = queue.pop()
+        self.rejected += 1
+        rejected.append(pending.number)
 
     def _place_again(self, returned: list[_Pending], touched: set[int], now: float) -> list[Command]:
         """Place what came back, ahead of everything newer."""
         rejected: list[int] = []
-        self.placed_again += len(returned)
         for pending in returned:
             self._place(pending, now, touched, rejected)
+        self.placed_again += sum(pending.number not in rejected for pending in returned)
         return self._commands(touched, rejected)
 
     def _empty(self, slots: Iterable[int], now: float) -> list[Command]:
@@ -247,10 +263,10 @@ class Ledger:
             if slot.worker is None or not slot.queue:
                 continue
             worker = self._workers[slot.worker]
-            room = WINDOW - len(worker.offered)
-            batch, slot.queue = slot.queue[: max(room, 0)], slot.queue[max(room, 0) :]
+            batch = slot.queue[: WINDOW - len(worker.offered)]
             if batch:
-                worker.offered.update((pending.offered.number, pending) for pending in batch)
+                del slot.queue[: len(batch)]
+                worker.offered.update((pending.number, pending) for pending in batch)
                 commands.append(HandOff(slot.worker, tuple(pending.offered for pending in batch)))
         if rejected:
             commands.append(Reject(tuple(rejected)))

@@ -188,4 +188,4 @@ class FleetLives(RuleBasedStateMachine):
 
 
 TestFleetLives = FleetLives.TestCase
-TestFleetLives.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestFleetLives.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
