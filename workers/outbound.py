@@ -22,8 +22,8 @@ class Outbound(asyncio.Protocol):
     """Writes messages and frames, compresses the connection's own messages, and knows how much is unsent."""
 
     __slots__ = (
-        "_deflate", "_encoder_stale", "_fragmenting", "_held", "_paused_writing", "_write_waiters", "is_open",
-        "deflate_bits", "protocol", "server", "transport",
+        "_deflate", "_encoder_stale", "_fragmenting", "_held", "_paused_writing", "_write_waiters",
+        "deflate_bits", "is_open", "protocol", "server", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -70,7 +71,7 @@ def test_a_listener_sees_position_and_envelope_and_finds_them_in_the_log() -> No
                 for text in ("one", "two words"):
                     await ws.send(json.dumps({"do": "publish", "room": "lobby", "text": text}))
                 heard = [await channel.get_message(timeout=10) for _ in range(2)]
-                entries = await server.xrange("wscluster:{lobby}")
+                entries: Any = await server.xrange("wscluster:{lobby}")
                 left = await server.pttl("wscluster:{lobby}")
             split = [message["data"].split(b" ", 1) for message in heard]
             assert [envelope for _, envelope in split] == [b"\x01\x01one", b"\x01\x01two words"]
