@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+MEMBERSHIP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -40,7 +41,7 @@ def _upwards(root: Path, path: str) -> list[Path]:
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
 
 
-def quota(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> float | None:
+def quota(membership: Path = MEMBERSHIP, root: Path = CGROUPS) -> float | None:
     """Return the CPUs that the cgroup allows; None where there is no limit or no cgroup."""
     try:
         unified, cpu = cgroup_paths(membership.read_text())
@@ -66,8 +67,8 @@ def quota(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) ->
     return min(limits, default=None)
 
 
-def count_cpus() -> int:
+def count_cpus(membership: Path = MEMBERSHIP, root: Path = CGROUPS) -> int:
     """Return how many workers ``--workers auto`` means: usable CPUs, a part of one counted as one."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = quota()
+    allowed = quota(membership, root)
     return max(1, usable if allowed is None else min(usable, math.ceil(allowed)))

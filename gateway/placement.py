@@ -26,7 +26,7 @@ def sticky_key(host: str) -> bytes:
     """
     try:
         packed = socket.inet_pton(socket.AF_INET, host)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in it
         try:
             packed = ipaddress.IPv6Address(host.partition("%")[0]).packed
         except ipaddress.AddressValueError:
@@ -93,11 +93,11 @@ def make_chooser(sticky: str, balance: str | None, slots: int) -> Chooser:
     """
     if sticky == "ip":
         return ByAddress(slots)
-    match balance or "least-connections":
-        case "least-connections":
+    match sticky, balance:
+        case "none", None | "least-connections":
             return LeastConnections()
-        case "round-robin":
+        case "none", "round-robin":
             return RoundRobin()
-        case "random":
+        case "none", "random":
             return Random()
     raise ValueError(f"unknown placement: {sticky} {balance}")

@@ -17,10 +17,10 @@ SUMMED = ("published", "delivered", "gaps", "slow_closed")
 
 @dataclass(slots=True)
 class Figures:
-    """What one worker said last."""
+    """What one worker said last; ``stats`` is None until its first beat."""
 
     pid: int
-    stats: Stats = field(default_factory=Stats)
+    stats: Stats | None = None
     cpu_cores: float | None = None
     _sampled: tuple[float, float] | None = None
 
@@ -42,9 +42,9 @@ class Totals:
 
     values: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
 
-    def retire(self, stats: Stats) -> None:
-        """Keep what a worker that has exited had counted."""
-        for name in SUMMED:
+    def retire(self, stats: Stats | None) -> None:
+        """Keep what a worker that has exited had counted; None: it never said anything."""
+        for name in SUMMED if stats is not None else ():
             self.values[name] += getattr(stats, name)
 
     def sum(self, live: list[Stats]) -> dict[str, int]:
@@ -69,7 +69,8 @@ def build_status(
     facts: PrimaryFacts, fleet: Fleet, ledger: Ledger, figures: dict[int, Figures], totals: Totals, now: float
 ) -> dict[str, Any]:
     """Return the status as API.md lays it down. What is not known is None, never 0."""
-    live = [figures[worker].stats for worker in fleet.workers if worker in figures]
+    said = [figures[worker].stats for worker in fleet.workers if worker in figures]
+    live = [stats for stats in said if stats is not None]
     sums = totals.sum(live)
     connected = [stats.bus_connected for stats in live if stats.bus_connected is not None]
     return {
@@ -121,9 +122,11 @@ def _describe_slot(number: int, fleet: Fleet, figures: dict[int, Figures], now: 
     known = figures.get(worker.id)
     if known is None:
         return described
+    described["pid"] = known.pid
     stats = known.stats
+    if stats is None:
+        return described
     return described | {
-        "pid": known.pid,
         "connections": stats.connections,
         "adopted": stats.adopted,
         "messages_in": stats.messages_in,
@@ -131,5 +134,5 @@ def _describe_slot(number: int, fleet: Fleet, figures: dict[int, Figures], now: 
         "rooms": stats.rooms,
         "loop_lag_seconds": round(stats.loop_lag_seconds, 6),
         "cpu_cores": known.cpu_cores,
-        "rss_bytes": stats.rss_bytes or None,
+        "rss_bytes": stats.rss_bytes,
     }
