@@ -153,8 +153,10 @@ async def _visit(port: int, source: str, number: int, visit: Visit) -> None:
     """Be one client, and note in ``visit`` how it went."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
-    except OSError:
-        visit.outcome = NOT_CONNECTED
+    except OSError as exc:
+        # Turned away with a reset before this loop has seen that the connection stands: it was accepted all the same.
+        visit.outcome = UNANSWERED if isinstance(exc, ConnectionResetError) else NOT_CONNECTED
+        visit.ended = time.monotonic()
         return
     try:
         visit.outcome = await _talk(reader, writer, f"client {number}", visit)

@@ -82,8 +82,8 @@ def listener_name(sock: socket.socket) -> str:
 class Listener:
     """Accepts from one socket in batches.
 
-    At the limit of file descriptors it gives up a reserve descriptor to accept one connection and reset it, says so,
-    and pauses: the client is told at once, and the loop does not spin.
+    At the limit of file descriptors it gives up a reserve descriptor to accept what waits, a batch at the most, and to
+    reset it, says so, and pauses: the clients are told at once, and the loop does not spin.
 
     Args:
         sock: A bound socket; the listener owns it.
@@ -106,7 +106,7 @@ class Listener:
         self._loop = loop
         self._on_batch = on_batch
         self._on_shed = on_shed
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._accepting = False
         self._complained_at = float("-inf")
@@ -136,7 +136,7 @@ class Listener:
             self._loop.remove_reader(self._sock)
         self._accepting = False
         self._sock.close()
-        os.close(self._reserve)
+        self._give_up_reserve()
 
     def _readable(self) -> None:
         batch: list[Accepted] = []
@@ -169,17 +169,25 @@ class Listener:
         self._resume = self._loop.call_later(PAUSE_SECONDS, self._go_on)
 
     def _shed(self) -> None:
-        """Reset one waiting connection with the help of the reserve descriptor."""
-        os.close(self._reserve)
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:
-            pass  # somebody else took the descriptor, or the client left: nothing to reset
-        else:
+        """Reset the connections that wait with the help of the reserve descriptor."""
+        self._give_up_reserve()
+        for _ in range(BATCH):
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                break  # no more, or somebody else took the descriptor
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             sock.close()
             self._on_shed()
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._reserve = None  # the machine has none left; once it has, so has the next pause
+
+    def _give_up_reserve(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
 
     def _go_on(self) -> None:
         self._resume = None

@@ -85,8 +85,14 @@ class Raw:
 
 
 async def ask(port: int, data: bytes, source: str = "127.0.0.1") -> tuple[str, bytes]:
-    """Send ``data``; return the head of the answer, and what follows until the end of the connection."""
-    raw = await Raw.connect(port, source, data)
+    """Send ``data``; return the head of the answer, and what follows until the end of the connection.
+
+    Both are empty where the connection is reset, which may be seen before it is seen that it stands.
+    """
+    try:
+        raw = await Raw.connect(port, source, data)
+    except ConnectionResetError:
+        return "", b""
     try:
         return await raw.head(), await raw.rest()
     finally:
