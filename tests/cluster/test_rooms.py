@@ -349,7 +349,7 @@ async def listen(ws):
             starts = [one.heard.index(max((other.heard[0] for other in heard), key=_first)) for one in heard]
             assert len({tuple(one.heard[start : start + 20]) for one, start in zip(heard, starts, strict=True)}) == 1
         # The private server is the last to stop: the lifespan's end still reaches it.
-        assert len([line for line in cluster.output if "the last words went out at" in line]) == 2
+        assert "".join(cluster.output).count("the last words went out at") == 2
 
     def _first(message: str | bytes) -> int:
         return int(str(message).split()[1])
