@@ -336,6 +336,15 @@ def test_a_stop_during_the_back_off_starts_no_replacement() -> None:
     assert (fleet.handle(Ticked(), 50.0), fleet.next_deadline()) == ([], None)
 
 
+def test_a_worker_that_a_stop_killed_while_it_was_starting_is_no_reason_to_give_its_slot_up() -> None:
+    fleet = new_fleet()
+    fail_boots(fleet, MAX_FIRST_BOOT_FAILURES - 1)
+    now = next_deadline(fleet)
+    fleet.handle(Ticked(), now)
+    fleet.handle(StopAsked(), now)
+    assert fleet.handle(Exited(MAX_FIRST_BOOT_FAILURES, -9, 0.0), now) == [Finish(ExitCode.OK)]
+
+
 def test_a_stop_after_the_target_was_at_fault_keeps_the_exit_code_and_a_second_one_forces() -> None:
     fleet = new_fleet()
     fleet.handle(Ticked(), 0.0)

@@ -89,6 +89,7 @@ class FleetLives(RuleBasedStateMachine):
                 assert worker not in self.killed
                 self.saw[worker] = State.DRAINING
             case GiveUpSlot(slot, _):
+                assert not self.stopped, "nobody cares any more"
                 assert slot not in self.given_up
                 self.given_up.add(slot)
             case Listen():
