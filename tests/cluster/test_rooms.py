@@ -344,15 +344,19 @@ async def listen(ws):
             assert all(worker["connections"] for worker in status["workers"]), "every worker is to have members"
             for one in heard:
                 await one.wait(lambda one=one: {str(message)[0] for message in one.heard} == {"0", "1"})  # type: ignore[misc]
-                await one.wait_heard(60)
-            # From the first message that all have heard on, they heard the same.
-            starts = [one.heard.index(max((other.heard[0] for other in heard), key=_first)) for one in heard]
-            assert len({tuple(one.heard[start : start + 20]) for one, start in zip(heard, starts, strict=True)}) == 1
+            # From the first message that all have heard on, they hear the same.
+            await heard[0].wait(lambda: _common(heard))
+            first = next(message for message in heard[0].heard if message in _common(heard))
+            sequences = []
+            for one in heard:
+                start = one.heard.index(first)
+                sequences.append((await one.wait_heard(start + 40))[start : start + 40])
+            assert all(sequence == sequences[0] for sequence in sequences)
         # The private server is the last to stop: the lifespan's end still reaches it.
         assert "".join(cluster.output).count("the last words went out at") == 2
 
-    def _first(message: str | bytes) -> int:
-        return int(str(message).split()[1])
+    def _common(listening: list[Member]) -> set[str | bytes]:
+        return set.intersection(*(set(one.heard) for one in listening))
 
     run(main())
 
