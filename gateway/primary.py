@@ -134,6 +134,10 @@ class Primary:
         logger.warning("stopping at once")
         self._step(fleet.StopForced())
 
+    def child_pids(self) -> set[int]:
+        """Return the processes that are this one's own: its workers and the private Valkey."""
+        return {process.pid for process in self._processes.values()} | {self._bus.pid or 0}
+
     # Decisions and what follows from them
 
     def _step(self, event: fleet.Event) -> None:

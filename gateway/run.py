@@ -16,8 +16,12 @@ from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.cpus import count_cpus
 from wscluster.gateway.events import claim_fd
 from wscluster.gateway.listener import bind
+from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
 from wscluster.loops import new_event_loop
+
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+"""Signals that mean something to other servers, and whose default would end or stop the primary."""
 
 logger = logging.getLogger("wscluster.primary")
 
@@ -61,7 +65,8 @@ async def _live(config: Config) -> int:
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
     loop.add_signal_handler(signal.SIGQUIT, force)
-    loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
+    for number in IGNORED:
+        loop.add_signal_handler(number, _ignore, number)
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         # redis-py takes a tenth of a second to import: only who needs it pays.
@@ -74,6 +79,8 @@ async def _live(config: Config) -> int:
             sock.close()
         return ExitCode.OK
     primary = Primary(config, sockets, loop)
+    if os.getpid() == 1:
+        OrphanReaper(loop, primary.child_pids)
     return await primary.run()
 
 
@@ -89,8 +96,8 @@ def _open_standard_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
-def _ignore_hangup() -> None:
-    logger.warning("SIGHUP ignored: this version cannot reload; TERM or INT stops it")
+def _ignore(number: signal.Signals) -> None:
+    logger.warning("%s ignored: this version cannot do what it asks for; TERM or INT stops it", number.name)
 
 
 def _raise_fd_limit() -> None:

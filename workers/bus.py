@@ -269,6 +269,7 @@ class Bus:
         room.linger = None
         if not room.joining and not self._hub.members(room.name):
             del self._rooms[room.channel]
+            self._logs.forget(room.channel)
             if self._subscriber is not None:
                 self._subscriber.unsubscribe(room.channel)
 

@@ -18,6 +18,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from wscluster.workers.outbound import LazyCompressor
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ class Connection(Wire):
                 self.deflate_bits = extension.local_max_window_bits
                 if not extension.local_no_context_takeover:
                     # 32 KiB that most connections, those that only hear rooms, never need.
-                    del extension.encoder
-                    self._encoder_stale = True
+                    extension.encoder = self._lazy = LazyCompressor(extension)  # type: ignore[assignment]
 
     # Receiving
 
@@ -222,6 +222,8 @@ class Connection(Wire):
             first = await anext(chunks)
         except StopAsyncIteration:
             return
+        while self._fragmenting is not None:  # another one may have begun while the first chunk was waited for
+            await asyncio.shield(self._fragmenting)
         if not self.is_open:
             await self._raise_closed()
         self._fragmenting = self.server.loop.create_future()
@@ -269,6 +271,7 @@ class Connection(Wire):
             ProtocolError: The code may not be sent, or the reason is longer than 123 bytes.
         """
         self.start_close(code, reason)
+        self.stop_taking()
         await self.wait_lost()
 
     async def wait_closed(self) -> None:

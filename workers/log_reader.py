@@ -48,20 +48,20 @@ class LogReader:
 
     def read(self, commands: Commands, channel: bytes, after: Position | None) -> None:
         """Read the log of ``channel`` after ``after`` (None: only where it ends)."""
-        self._forget(channel)
+        self.forget(channel)
         self._waiting[channel] = (commands, after)
         self._start()
 
     def cancel(self) -> None:
         """Read nothing that was asked for."""
         for channel in [*self._waiting, *self._reading, *self._retries]:
-            self._forget(channel)
+            self.forget(channel)
 
     def close(self) -> None:
         """Stop for good."""
         self.cancel()
 
-    def _forget(self, channel: bytes) -> None:
+    def forget(self, channel: bytes) -> None:
         self._waiting.pop(channel, None)
         if (task := self._reading.pop(channel, None)) is not None:
             task.cancel()

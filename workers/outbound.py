@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wscluster.workers.frames import build_frame
 
@@ -18,11 +18,41 @@ WRITE_HIGH_BYTES = 32768
 """Unsent bytes above which ``send`` waits, as in `websockets`."""
 
 
+class LazyCompressor:
+    """A connection's compressor, made at its first message: those that only hear rooms never need its 32 KiB.
+
+    It takes the place of the extension's ``encoder``.
+    """
+
+    __slots__ = ("_deflate", "_encoder")
+
+    def __init__(self, deflate: PerMessageDeflate) -> None:
+        self._deflate = deflate
+        self._encoder: Any = None
+
+    def forget(self) -> None:
+        """Begin anew: the client's window no longer holds what this compressor remembers (RFC 7692, 7.1.1)."""
+        self._encoder = None
+
+    def compress(self, data: bytes) -> bytes:
+        """As `zlib.Compress.compress`."""
+        if self._encoder is None:
+            deflate = self._deflate
+            self._encoder = zlib.compressobj(wbits=-deflate.local_max_window_bits, **deflate.compress_settings)
+        compressed: bytes = self._encoder.compress(data)
+        return compressed
+
+    def flush(self, mode: int) -> bytes:
+        """As `zlib.Compress.flush`."""
+        flushed: bytes = self._encoder.flush(mode)
+        return flushed
+
+
 class Outbound(asyncio.Protocol):
     """Writes messages and frames, compresses the connection's own messages, and knows how much is unsent."""
 
     __slots__ = (
-        "_deflate", "_encoder_stale", "_fragmenting", "_held", "_paused_writing", "_write_waiters",
+        "_deflate", "_fragmenting", "_held", "_lazy", "_paused_writing", "_write_waiters",
         "deflate_bits", "is_open", "protocol", "server", "transport",
     )  # fmt: skip
 
@@ -40,7 +70,7 @@ class Outbound(asyncio.Protocol):
         self._deflate: PerMessageDeflate | None = None
         # Window bits with which messages to this client may be compressed; 0 without permessage-deflate.
         self.deflate_bits = 0
-        self._encoder_stale = False
+        self._lazy: LazyCompressor | None = None
 
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for this client to read."""
@@ -69,8 +99,8 @@ class Outbound(asyncio.Protocol):
             if self._held is None:
                 self._held = []
             self._held.append(data)
-        if compressed:
-            self._encoder_stale = True
+        if compressed and self._lazy is not None:
+            self._lazy.forget()
         self.server.messages_out += count
         return True
 
@@ -88,13 +118,11 @@ class Outbound(asyncio.Protocol):
         if is_text is None:
             protocol.send_continuation(payload, fin)
         else:
-            self._renew_compressor()
             if is_text:
                 protocol.send_text(payload, fin)
             else:
                 protocol.send_binary(payload, fin)
-        for data in protocol.data_to_send():
-            self.transport.write(data)
+        self.send_data()
 
     def write_held(self) -> None:
         """Write what rooms sent while a fragmented message was under way."""
@@ -102,13 +130,17 @@ class Outbound(asyncio.Protocol):
         if held and self.is_open:
             self.transport.write(b"".join(held))
 
-    def _renew_compressor(self) -> None:
-        """Give the connection a fresh compressor where the client's window no longer matches it (RFC 7692, 7.1.1)."""
-        deflate = self._deflate
-        if deflate is not None and self._encoder_stale:
-            self._encoder_stale = False
-            if not deflate.local_no_context_takeover:
-                deflate.encoder = zlib.compressobj(wbits=-deflate.local_max_window_bits, **deflate.compress_settings)
+    # What `websockets.asyncio.server.broadcast` asks of a connection
+
+    @property
+    def send_in_progress(self) -> asyncio.Future[None] | None:
+        """Set while a fragmented message is under way."""
+        return self._fragmenting
+
+    def send_data(self) -> None:
+        """Write what the protocol wants to send."""
+        for data in self.protocol.data_to_send():
+            self.transport.write(data)
 
     # Flow control
 

@@ -64,6 +64,8 @@ class HandlerServer:
         self.draining = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
+        # An asynchronous process_request that is under way ends with its connection.
+        self._answering: dict[Wire, asyncio.Task[object]] = {}
         self._idle: asyncio.Future[None] | None = None
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
         self.ping_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_interval, self._ping)
@@ -102,6 +104,8 @@ class HandlerServer:
             deadlines.discard(connection)
         if isinstance(connection, Connection):
             self.bus.forget(connection)
+        if (answering := self._answering.pop(connection, None)) is not None:
+            answering.cancel()
         self._check_idle()
 
     # Opening handshake
@@ -119,7 +123,8 @@ class HandlerServer:
             return
         if inspect.isawaitable(result):
             connection.transport.pause_reading()
-            self._spawn(self._answer_later(connection, request, result), self._task_done)
+            answering = self._spawn(self._answer_later(connection, request, result), self._task_done)
+            self._answering[connection] = answering
         else:
             self._respond(connection, request, result)
 
@@ -128,6 +133,7 @@ class HandlerServer:
             response = await result
         except Exception:
             response = _failed(connection)
+        del self._answering[connection]
         if not connection.transport.is_closing():
             connection.transport.resume_reading()
         self._respond(connection, request, response)
@@ -166,10 +172,13 @@ class HandlerServer:
         connection.start_close(code)
         self._check_idle()
 
-    def _spawn(self, coroutine: Awaitable[object], done: Callable[[asyncio.Task[object]], None]) -> None:
+    def _spawn(
+        self, coroutine: Awaitable[object], done: Callable[[asyncio.Task[object]], None]
+    ) -> asyncio.Task[object]:
         task: asyncio.Task[object] = self.loop.create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(done)
+        return task
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from websockets.exceptions import ConnectionClosed, InvalidMessage
-from websockets.frames import CONT, PONG, CloseCode, Frame
+from websockets.frames import CONT, PING, PONG, CloseCode, Frame
 from websockets.frames import TEXT as TEXT_OPCODE
 from websockets.http11 import Request
-from websockets.protocol import CLOSED, CONNECTING, OPEN
+from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN
 
 from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
 from wscluster.workers.outbound import WRITE_HIGH_BYTES, Outbound
@@ -38,8 +38,9 @@ class Wire(Outbound):
     """Feeds a Sans-I/O `ServerProtocol` from the transport, keeps the messages that wait, and ends the connection."""
 
     __slots__ = (
-        "__weakref__", "_eof", "_finished", "_fragments", "_inbox", "_lost", "_lost_waiter", "_need", "_partial",
-        "_paused_reading", "_pings", "_recv_waiter", "_short_way", "connection_exc", "latency", "peer", "request",
+        "__weakref__", "_dropping", "_eof", "_finished", "_fragments", "_inbox", "_lost", "_lost_waiter", "_need",
+        "_partial", "_paused_reading", "_pings", "_recv_waiter", "_short_way", "connection_exc", "latency", "peer",
+        "request",
     )  # fmt: skip
 
     def __init__(self, protocol: ServerProtocol, server: HandlerServer, peer: tuple[str, int] | None) -> None:
@@ -61,6 +62,7 @@ class Wire(Outbound):
         self._fragments: list[bytes] | None = None
         self._paused_reading = False
         self._finished = False
+        self._dropping = False
         self._recv_waiter: asyncio.Future[None] | None = None
         # Payload -> (waiter or None for a keepalive ping, when it was sent), in the order of sending.
         self._pings: dict[bytes, tuple[asyncio.Future[float] | None, float]] | None = None
@@ -74,7 +76,8 @@ class Wire(Outbound):
         self.server.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.is_open:
+        if self.is_open or (self.protocol.state is CLOSING and not self.protocol.eof_sent):
+            # While our close frame waits for the client's, its frames are still cut and checked.
             pending = self._partial
             if pending:
                 if not isinstance(pending, bytearray):
@@ -97,7 +100,7 @@ class Wire(Outbound):
         inbox = self._inbox
         before = len(inbox)
         while at < end:
-            if len(inbox) > self.server.max_queue and not self._finished:
+            if len(inbox) > self.server.max_queue and not self._dropping:
                 self._partial, self._need = data[at:], 0
                 break
             first = data[at]
@@ -115,8 +118,7 @@ class Wire(Outbound):
             # Everything else is for the parser: one whole frame, or all there is of one that it refuses.
             self._parse(data[at:stop])
             at = stop
-            if not self.is_open:
-                self._parse(data[at:])
+            if self.protocol.eof_sent:
                 break
         if len(inbox) != before:
             self.server.messages_in += len(inbox) - before
@@ -140,7 +142,7 @@ class Wire(Outbound):
 
     def handshake_timed_out(self) -> None:
         """Say so to a client that has begun a request (408); a silent one is only closed."""
-        if self.request is None and self._partial:
+        if self.request is None and self._partial and not self.protocol.eof_sent:
             self.transport.write(REQUEST_TIMEOUT)
             self.transport.close()
             self.server.close_deadlines.add(self)
@@ -175,6 +177,11 @@ class Wire(Outbound):
         opcode = frame.opcode
         if opcode is PONG:
             self._take_pong(bytes(frame.data))
+        elif opcode is PING:
+            if self._paused_writing and not self._paused_reading:
+                # Pongs that the client does not read must not pile up: its pings wait in the kernel.
+                self._paused_reading = True
+                self.transport.pause_reading()
         elif opcode is CONT:
             if self._fragments is not None:
                 self._fragments.append(bytes(frame.data))
@@ -192,7 +199,8 @@ class Wire(Outbound):
                 self._fragments = [b"t" if opcode is TEXT_OPCODE else b"b", bytes(frame.data)]
 
     def _take_message(self, is_text: bool, payload: bytes) -> None:
-        self._inbox.append((is_text, payload))
+        if not self._dropping or len(self._inbox) <= self.server.max_queue:
+            self._inbox.append((is_text, payload))
 
     def _wake_reader(self) -> None:
         """Say that messages wait, and pause reading while too many do."""
@@ -202,7 +210,7 @@ class Wire(Outbound):
         waiter = self._recv_waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        if len(self._inbox) > self.server.max_queue and not self._paused_reading:
+        if len(self._inbox) > self.server.max_queue and not self._paused_reading and not self._dropping:
             self._paused_reading = True
             self.transport.pause_reading()
 
@@ -213,12 +221,15 @@ class Wire(Outbound):
         self._paused_reading = False
         if self._partial and len(self._partial) >= self._need:
             data, self._partial = bytes(self._partial), b""
-            if self.is_open:
+            if not self.protocol.eof_sent:
                 self._read_frames(data)
-            else:
-                self._parse(data)
         if not self._paused_reading and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if len(self._inbox) <= self.server.max_queue:
+            self.resume_reading()
 
     def _take_pong(self, payload: bytes) -> None:
         """Resolve the ping that ``payload`` answers and all before it (RFC 6455, 5.5.3); ignore an unsolicited pong."""
@@ -300,14 +311,20 @@ class Wire(Outbound):
             else:
                 protocol.send_close(code, reason)
             self.protocol_changed()
-            if self._finished:
-                self.resume_reading()
+
+    def stop_taking(self) -> None:
+        """Nobody may take messages any more: read on to the client's close frame, and drop what the queue cannot hold.
+
+        A handler that is still alive while its connection is drained goes on taking them instead.
+        """
+        self._dropping = True
+        self.resume_reading()
 
     def finish_reading(self) -> None:
         """The handler has ended: drop what it did not take, and what is still to come."""
         self._finished = True
         self._inbox.clear()
-        self.resume_reading()
+        self.stop_taking()
 
     def close_slow(self) -> None:
         """Close a client that does not read: 1013, and a reset where even that cannot be written in time."""

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -240,9 +241,9 @@ class Worker:
         def beat() -> None:
             now = self.loop.time()
             self._lag = max(0.0, now - self._beat_due)
-            self._beat(0)
             self._beat_due = now + interval
             self._beat_timer = self.loop.call_at(self._beat_due, beat)
+            self._beat(0)
 
         self._beat_due = self.loop.time()
         beat()
@@ -277,9 +278,7 @@ def _rss_bytes() -> int:
     try:
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:  # no procfs: the peak is what there is, in KiB or, on macOS, in bytes
-        import resource
-
+    except OSError:  # no procfs, or no descriptor left: the peak is what there is, in KiB or, on macOS, in bytes
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

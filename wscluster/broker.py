@@ -164,7 +164,7 @@ class Commands:
             if failures:
                 await asyncio.sleep(_backoff(failures - 1))
             try:
-                connection = await _open(self._url)
+                connection = await self._connect()
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
                 failures += 1
@@ -182,6 +182,20 @@ class Commands:
                 logger.warning("the bus does not answer: %s", self._last_error)
             finally:
                 await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> AbstractConnection:
+        """Open a connection whose server knows the script: learnt within a pipeline, its first would be its last."""
+        connection = await _open(self._url)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.send_command("SCRIPT", "LOAD", PUBLISH_SCRIPT)
+                await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+        except ResponseError:
+            return connection  # an account that may not: each pipeline says so itself
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     async def _wait_work(self) -> None:
         while not self._unsent:
