@@ -17,6 +17,7 @@ from wscluster.loops import new_event_loop
 # A temporary folder of this run's own: what another run leaves in the shared one is not ours. Its path is short, as a
 # Unix socket's ends at 107 bytes.
 _folder = tempfile.mkdtemp(prefix="wst-")
+os.chmod(_folder, 0o711)  # tests of other users pass through
 os.environ["TMPDIR"] = tempfile.tempdir = _folder
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 

@@ -25,7 +25,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What stood between two positions is lost; ``before`` is None where nothing newer is known."""
+    """What stood between two positions is lost, or may be; ``before`` is None where nothing newer is known."""
 
     after: Position
     before: Position | None
@@ -44,6 +44,8 @@ class Feed:
 
     last: Position | None = None
     _held: list[Delivery] | None = None
+    # Set while the log is read: where a hole begins whose end is not known yet.
+    _hole: Position | None = None
 
     @property
     def syncing(self) -> bool:
@@ -60,7 +62,7 @@ class Feed:
             if len(self._held) < MAX_HELD:
                 self._held.append(Delivery(position, envelope))
             return []
-        return [] if self.last is None else self._advance(self.last, position, envelope)
+        return [] if self.last is None else self._advance(position, envelope)
 
     def synced_first(self, newest: Position | None) -> list[Outcome]:
         """The first subscription: the room begins after ``newest``, the last message of its log, if it has one."""
@@ -77,40 +79,56 @@ class Feed:
             newest: Last position of the log; None where there is no log.
             log_kept: False where a log could have been lost: another server, or away for longer than it is kept.
         """
-        assert self.last is not None
-        outcomes: list[Outcome] = []
-        expected = self.last
+        last = self.last
+        assert last is not None
+        if not log_kept:
+            self._open_hole(last if newest is not None else START)
         if newest is None:
-            if not log_kept:
-                outcomes.append(Lost(expected, None))
-                expected = START
-        elif newest.epoch != expected.epoch and not (expected == START and log_kept):
-            outcomes.append(Lost(expected, entries[0][0] if entries else newest))
-            expected = Position(newest.epoch, entries[0][0].seq - 1) if entries else newest
-        self.last = expected
-        for position, envelope in entries:
+            pass  # a quiet room's log expires
+        elif newest.epoch == last.epoch:
+            if newest.seq < last.seq:  # the server came back with an older memory
+                self._open_hole(newest)
+        elif last != START:
+            self._open_hole(Position(newest.epoch, entries[0][0].seq - 1) if entries else newest)
+        # The log does not keep a large payload; if it came while the log was read, it is here.
+        held = {delivery.position: delivery.envelope for delivery in self._held or ()}
+        outcomes: list[Outcome] = []
+        for position, logged in entries:
+            envelope = logged or held.get(position)
             if envelope is not None:
-                outcomes += self._advance(self.last, position, envelope)
+                outcomes += self._advance(position, envelope)
             else:
-                outcomes.append(Lost(self.last, position))
-                self.last = position
-        return outcomes + self._release()
+                self._open_hole(position)
+        if newest is not None and newest > (self.last or START):
+            self._open_hole(newest)  # trimmed before it was read
+        outcomes += self._release()
+        if self._hole is not None:
+            outcomes.append(Lost(self._hole, None))
+            self._hole = None
+        return outcomes
+
+    def _open_hole(self, last: Position) -> None:
+        """What came until ``last``, that one included, is lost."""
+        self._hole = self._hole or self.last
+        self.last = last
 
     def _release(self) -> list[Outcome]:
         held, self._held = self._held, None
         outcomes: list[Outcome] = []
         for delivery in held or ():
-            assert self.last is not None
-            outcomes += self._advance(self.last, delivery.position, delivery.envelope)
+            outcomes += self._advance(delivery.position, delivery.envelope)
         return outcomes
 
-    def _advance(self, last: Position, position: Position, envelope: Envelope) -> list[Outcome]:
+    def _advance(self, position: Position, envelope: Envelope) -> list[Outcome]:
+        last = self.last
+        assert last is not None
         if position.epoch == last.epoch:
             if position.seq <= last.seq:
                 return []  # heard already
             missing = position.seq != last.seq + 1
         else:
             missing = position.seq != 1
-        self.last = position
+        after = self._hole or (last if missing else None)
+        self.last, self._hole = position, None
         delivery = Delivery(position, envelope)
-        return [Lost(last, position), delivery] if missing else [delivery]
+        return [delivery] if after is None else [Lost(after, position), delivery]

@@ -172,9 +172,6 @@ def test_when_every_worker_is_at_its_fd_limit_clients_are_told_503() -> None:
     run(main())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Worker._beat opens /proc/self/statm; EMFILE ends the beats, and the worker is killed as stuck"
-)
 def test_a_worker_at_its_fd_limit_goes_on_beating() -> None:
     async def main() -> None:
         async with Cluster(WHO, workers=1, timeout_worker_healthcheck=1.5) as cluster:
@@ -321,7 +318,6 @@ def test_as_process_1_it_replaces_a_killed_worker_and_leaves_no_zombie(tmp_path:
     run(main())
 
 
-@pytest.mark.xfail(strict=True, reason="the primary does not reap orphans when it is process 1 (TRUST.md, Supervision)")
 def test_as_process_1_it_reaps_orphans(tmp_path: Path) -> None:
     async def main() -> None:
         async with as_process_1(tmp_path) as cluster:

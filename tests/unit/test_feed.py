@@ -1,0 +1,289 @@
+"""One room's order: what is delivered is in order and never twice, and what is lost is said."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from wscluster.envelope import START, Envelope, Position
+from wscluster.workers import feed as feed_module
+from wscluster.workers.feed import Delivery, Feed, Lost, Outcome
+
+
+def at(seq: int, epoch: int = 7) -> Position:
+    return Position(epoch, seq)
+
+
+def message(seq: int, epoch: int = 7) -> Envelope:
+    return Envelope(True, f"{epoch}-{seq}".encode())
+
+
+def entries(*seqs: int, epoch: int = 7, unkept: tuple[int, ...] = ()) -> list[tuple[Position, Envelope | None]]:
+    return [(at(seq, epoch), None if seq in unkept else message(seq, epoch)) for seq in seqs]
+
+
+def short(outcomes: list[Outcome]) -> list[str]:
+    """Return the outcomes as text: ``7-3`` is a delivery, ``7-1..7-3`` a loss."""
+    said = []
+    for outcome in outcomes:
+        if isinstance(outcome, Delivery):
+            assert outcome.envelope.payload == str(outcome.position).encode()
+            said.append(str(outcome.position))
+        else:
+            said.append(f"{outcome.after}..{outcome.before or ''}")
+    return said
+
+
+def synced(seq: int = 3) -> Feed:
+    """Return the feed of a room whose last message was ``seq``."""
+    feed = Feed()
+    feed.begin_sync()
+    assert feed.synced_first(at(seq)) == []
+    return feed
+
+
+def test_before_the_first_subscription_nothing_is_delivered() -> None:
+    feed = Feed()
+    assert feed.syncing
+    assert feed.receive(at(1), message(1)) == []
+    feed.begin_sync()
+    assert feed.receive(at(2), message(2)) == []
+    assert feed.syncing
+    assert short(feed.synced_first(at(1))) == ["7-2"]
+    assert not feed.syncing
+
+
+def test_a_room_without_a_log_begins_before_its_first_message() -> None:
+    feed = Feed()
+    feed.begin_sync()
+    assert feed.synced_first(None) == []
+    assert feed.last == START
+    assert short(feed.receive(at(1), message(1))) == ["7-1"]
+
+
+def test_what_the_log_knew_at_the_first_subscription_is_not_delivered_again() -> None:
+    feed = Feed()
+    feed.begin_sync()
+    for seq in (3, 4, 5):
+        feed.receive(at(seq), message(seq))
+    assert short(feed.synced_first(at(4))) == ["7-5"]
+
+
+def test_live_messages_that_come_twice_are_delivered_once_and_a_hole_is_told() -> None:
+    feed = synced(3)
+    told = [short(feed.receive(at(seq), message(seq))) for seq in (4, 4, 3, 5, 8, 7, 9)]
+    assert told == [["7-4"], [], [], ["7-5"], ["7-5..7-8", "7-8"], [], ["7-9"]]
+
+
+def test_a_log_that_began_anew_continues_with_its_first_message() -> None:
+    feed = synced(3)
+    assert short(feed.receive(at(1, 8), message(1, 8))) == ["8-1"]
+    assert short(feed.receive(at(2, 9), message(2, 9))) == ["8-1..9-2", "9-2"]
+
+
+# last heard is 7-3 in all of these: the log after it, its newest, whether it was kept, held live messages, the outcome
+AGAIN: dict[str, tuple[Any, Any, bool, list[Any], list[str]]] = {
+    "nothing happened": ([], at(3), True, [], []),
+    "missed messages are replayed": (entries(4, 5), at(5), True, [], ["7-4", "7-5"]),
+    "held and replayed are one": (entries(4, 5), at(4), True, [5, 6], ["7-4", "7-5", "7-6"]),
+    "the log does not reach back": (entries(6, 7), at(7), True, [], ["7-3..7-6", "7-6", "7-7"]),
+    "trimmed between the two answers": ([], at(5), True, [6], ["7-3..7-6", "7-6"]),
+    "payloads that are not kept are one hole": (
+        entries(4, 5, 6, unkept=(4, 5)), at(6), True, [], ["7-3..7-6", "7-6"],
+    ),
+    "trimmed and not kept is one hole": (entries(6, 7, unkept=(6,)), at(7), True, [8], ["7-3..7-7", "7-7", "7-8"]),
+    "a payload that is not kept but was heard": (entries(4, unkept=(4,)), at(4), True, [4], ["7-4"]),
+    "no log at all is one hole": (entries(4, 5, unkept=(4, 5)), at(5), True, [], ["7-3.."]),
+    "a quiet log expired": ([], None, True, [], []),
+    "a quiet log expired, then one came": ([], None, True, [(8, 1)], ["8-1"]),
+    "the log may be lost": ([], None, False, [], ["7-3.."]),
+    "the log may be lost, then one came": ([], None, False, [(8, 1)], ["7-3..8-1", "8-1"]),
+    "another server": (entries(1, 2, epoch=8), at(2, 8), False, [], ["7-3..8-1", "8-1", "8-2"]),
+    "another server, trimmed": (entries(5, epoch=8), at(5, 8), False, [], ["7-3..8-5", "8-5"]),
+    "another server, not kept": (entries(1, 2, epoch=8, unkept=(1,)), at(2, 8), False, [], ["7-3..8-2", "8-2"]),
+    "a server whose clock is behind": ([], at(4, 6), False, [(6, 5)], ["7-3..6-5", "6-5"]),
+    "a server with an older memory": ([], at(1), False, [], ["7-3.."]),
+    "a server with an older memory, used": ([], at(2), False, [3, 4], ["7-3..7-3", "7-3", "7-4"]),
+    "a server that may have forgotten": (entries(4), at(4), False, [], ["7-3..7-4", "7-4"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_after_an_interruption(case: str) -> None:
+    log, newest, log_kept, live, told = AGAIN[case]
+    feed = synced(3)
+    feed.begin_sync()
+    for one in live:
+        epoch, seq = one if isinstance(one, tuple) else (7, one)
+        assert feed.receive(at(seq, epoch), message(seq, epoch)) == []
+    assert short(feed.synced_again(log, newest, log_kept=log_kept)) == told
+    assert not feed.syncing
+
+
+def test_a_hole_is_told_once_and_not_again_by_the_next_message() -> None:
+    feed = synced(3)
+    feed.begin_sync()
+    assert short(feed.synced_again(entries(4, unkept=(4,)), at(4), log_kept=True)) == ["7-3.."]
+    assert short(feed.receive(at(5), message(5))) == ["7-5"]
+
+
+def test_a_room_that_never_had_a_message_may_begin_while_it_is_away() -> None:
+    feed = Feed()
+    feed.begin_sync()
+    feed.synced_first(None)
+    feed.begin_sync()
+    assert short(feed.synced_again(entries(1, 2), at(2), log_kept=True)) == ["7-1", "7-2"]
+
+
+def test_more_than_can_be_held_is_a_hole_unless_the_log_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "MAX_HELD", 2)
+    feed = synced(3)
+    feed.begin_sync()
+    for seq in (4, 5, 6, 7):
+        feed.receive(at(seq), message(seq))
+    assert short(feed.synced_again([], at(3), log_kept=True)) == ["7-4", "7-5"]
+    assert short(feed.receive(at(8), message(8))) == ["7-5..7-8", "7-8"]
+
+
+@dataclass
+class Truth:
+    """What one side of the bus knows: everything that was ever published, and the log that is left of it."""
+
+    epoch: int = 100
+    seq: int = 0
+    log: list[tuple[Position, Envelope | None]] = field(default_factory=list)
+    published: list[bytes] = field(default_factory=list)
+
+    def publish(self, kept: bool) -> tuple[Position, Envelope]:
+        if not self.log:
+            self.epoch, self.seq = self.epoch + 1, 0
+        self.seq += 1
+        envelope = Envelope(True, b"%d" % len(self.published))
+        self.published.append(envelope.payload)
+        self.log.append((Position(self.epoch, self.seq), envelope if kept else None))
+        return Position(self.epoch, self.seq), envelope
+
+
+class Lives(RuleBasedStateMachine):
+    """A room of one worker: publishes, interruptions, logs that are trimmed and expire, servers that forget."""
+
+    @initialize(before=st.integers(0, 3))
+    def begin(self, before: int) -> None:
+        self.truth = Truth()
+        for _ in range(before):
+            self.truth.publish(True)
+        self.feed = Feed()
+        self.heard = before  # how many of the published messages are delivered or told as lost
+        self.told_lost = False  # since the last delivery
+        self.doubt = False  # a loss may be told that is none: nobody can know
+        self.hears = True  # the server has our subscription
+        self.connected = True  # and the log was read since
+        self.same_server = True
+        self.new_while_away = False
+        self.memory: tuple[int, int, list[tuple[Position, Envelope | None]]] = (0, 0, [])
+        self.feed.begin_sync()
+        self.follow(self.feed.synced_first(self.truth.log[-1][0] if self.truth.log else None))
+
+    def follow(self, outcomes: list[Outcome]) -> None:
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, Lost):
+                following = outcomes[number + 1] if number + 1 < len(outcomes) else None
+                assert not isinstance(following, Lost), "one hole is one Lost"
+                assert outcome.before == (None if following is None else following.position)
+                assert self.doubt or self.heard < len(self.truth.published), "a loss is invented"
+                self.told_lost = True
+                continue
+            index = int(outcome.envelope.payload)
+            assert self.truth.published[index] == outcome.envelope.payload
+            assert index >= self.heard, "delivered twice, or out of order"
+            assert index == self.heard or self.told_lost, "a hole was not told"
+            self.heard, self.told_lost = index + 1, False
+
+    @rule(kept=st.booleans(), copies=st.integers(1, 2))
+    def publish(self, kept: bool, copies: int) -> None:
+        position, envelope = self.truth.publish(kept)
+        if not self.hears:
+            self.new_while_away = True
+            return
+        for _ in range(copies):
+            self.follow(self.feed.receive(position, envelope))
+        if self.connected:
+            assert self.heard == len(self.truth.published)
+
+    @precondition(lambda self: self.hears)
+    @rule()
+    def break_off(self) -> None:
+        self.hears = self.connected = False
+
+    @precondition(lambda self: not self.hears)
+    @rule()
+    def subscribe(self) -> None:
+        self.hears = True
+        self.feed.begin_sync()
+        assert self.feed.syncing
+
+    @precondition(lambda self: self.hears and not self.connected)
+    @rule()
+    def read_log(self) -> None:
+        last = self.feed.last
+        assert last is not None
+        newest = self.truth.log[-1][0] if self.truth.log else None
+        log = [entry for entry in self.truth.log if entry[0] > last]
+        self.doubt = not self.same_server or (newest is not None and newest.epoch != last.epoch)
+        self.follow(self.feed.synced_again(log, newest, log_kept=self.same_server))
+        self.doubt = False
+        assert self.heard == len(self.truth.published) or self.told_lost, "the hole at the end was not told"
+        self.heard, self.told_lost = len(self.truth.published), False
+        self.connected, self.same_server, self.new_while_away = True, True, False
+
+    @rule(left=st.integers(1, 3))
+    def trim(self, left: int) -> None:
+        self.truth.log = self.truth.log[-left:]
+
+    @precondition(lambda self: not self.new_while_away and (self.connected or not self.hears))
+    @rule()
+    def expire(self) -> None:
+        """Of a log whose room was quiet; what came while we were away is younger than its time to live."""
+        self.truth.log = []
+
+    @rule()
+    def save(self) -> None:
+        self.memory = (self.truth.epoch, self.truth.seq, list(self.truth.log))
+
+    @precondition(lambda self: not self.hears)
+    @rule(remembers=st.booleans())
+    def restart(self, remembers: bool) -> None:
+        self.same_server = False
+        epoch, seq, log = self.memory if remembers else (0, 0, [])
+        # Only a log that holds something names its epoch and count; a new one takes the time of its first message.
+        self.truth.log = list(log)
+        if log:
+            self.truth.epoch, self.truth.seq = epoch, seq
+        else:
+            self.truth.epoch = max(self.truth.epoch, self.memory[0]) + 10
+
+    @invariant()
+    def the_last_position_is_known(self) -> None:
+        assert self.feed.last is not None
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+
+
+@given(st.lists(st.integers(1, 30), max_size=60))
+def test_whatever_order_live_messages_come_in_what_is_delivered_rises(seqs: list[int]) -> None:
+    feed = synced(0)
+    delivered: list[int] = []
+    for seq in seqs:
+        outcomes = feed.receive(at(seq), message(seq))
+        seen = [outcome.position.seq for outcome in outcomes if isinstance(outcome, Delivery)]
+        assert any(isinstance(outcome, Lost) for outcome in outcomes) == (
+            bool(seen) and seen[0] != (delivered[-1] if delivered else 0) + 1
+        )
+        delivered += seen
+    assert delivered == sorted(set(delivered))
+    assert set(delivered) <= set(seqs)
