@@ -20,7 +20,8 @@ class OrphanReaper:
     def __init__(self, loop: asyncio.AbstractEventLoop, own: Callable[[], Collection[int]]) -> None:
         self._loop = loop
         self._own = own
-        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        # Not the loop's own way: uvloop keeps SIGCHLD for subprocesses of its own, of which there are none here.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon_threadsafe(self.reap))
 
     def reap(self) -> None:
         """Reap every orphan that has ended."""
