@@ -102,6 +102,10 @@ AGAIN: dict[str, tuple[Any, Any, bool, list[Any], list[str]]] = {
     "the log may be lost": ([], None, False, [], ["7-3.."]),
     "the log may be lost, then one came": ([], None, False, [(8, 1)], ["7-3..8-1", "8-1"]),
     "another server": (entries(1, 2, epoch=8), at(2, 8), False, [], ["7-3..8-1", "8-1", "8-2"]),
+    "the log began anew: what it held before is unknown": (
+        entries(1, 2, epoch=8), at(2, 8), True, [], ["7-3..8-1", "8-1", "8-2"],
+    ),
+    "trimmed between the two answers, and silence": ([], at(5), True, [], ["7-3.."]),
     "another server, trimmed": (entries(5, epoch=8), at(5, 8), False, [], ["7-3..8-5", "8-5"]),
     "another server, not kept": (entries(1, 2, epoch=8, unkept=(1,)), at(2, 8), False, [], ["7-3..8-2", "8-2"]),
     "a server whose clock is behind": ([], at(4, 6), False, [(6, 5)], ["7-3..6-5", "6-5"]),
