@@ -45,9 +45,15 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"XDG_RUNTIME_DIR": str(runtime)}
 
 
-async def cli_async(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `cli` beside the loop."""
-    return await asyncio.to_thread(cli, *arguments, folder=folder)
+def write_target(folder: Path, source: str) -> str:
+    """Write a module whose handler is ``handler``; returns the target."""
+    (folder / "app.py").write_text(source)
+    return "app:handler"
+
+
+def in_folder(folder: Path) -> tuple[str, ...]:
+    """The command of a cluster whose processes work in ``folder``."""
+    return ("env", "-C", str(folder), sys.executable, "-m", "wscluster")
 
 
 async def wait_gone(pids: Iterable[int], timeout: float = WAIT_SECONDS) -> float:

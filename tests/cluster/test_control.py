@@ -44,11 +44,11 @@ def caller(path: Path) -> Iterator[socket.socket]:
 
 def say(path: Path, data: bytes) -> list[Any]:
     """Send ``data`` and the end of it; returns the answers."""
-    with caller(path) as sock, sock.makefile("rb") as answers:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            return [json.loads(line) for line in answers]
+    hung_up = contextlib.suppress(BrokenPipeError, ConnectionResetError)
+    with hung_up, caller(path) as sock, sock.makefile("rb") as answers:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        return [json.loads(line) for line in answers]
     return []
 
 
@@ -77,7 +77,7 @@ def test_the_status_is_what_the_contract_says(tmp_path: Path) -> None:
             assert primary["sticky"] == ["ip"]
             assert primary["uptime_seconds"] > 0
             served = status["workers"][1]
-            assert (served["connections"], served["messages_in"], served["messages_out"]) == (1, 3, 4 + _others(served))
+            assert (served["connections"], served["messages_in"], served["messages_out"]) == (1, 3, 4)
             assert status["totals"]["connections"] == 1
             assert status["totals"]["moved"] is None
             assert status["bus"] == {
@@ -88,17 +88,14 @@ def test_the_status_is_what_the_contract_says(tmp_path: Path) -> None:
                     assert text in answer
             await ws.close()
 
-    def _others(worker: dict[str, Any]) -> int:
-        return int(worker["adopted"]) - 1  # each was told the slot, and nothing else
-
     run(main())
 
 
 def test_the_table_shows_a_slot_without_a_worker(tmp_path: Path) -> None:
     (tmp_path / "slot.py").write_text(
-        "import asyncio, wscluster\n"
+        "import os, wscluster\n"
         "@wscluster.lifespan\nasync def life():\n"
-        "    if wscluster.this_worker.slot == 1:\n        raise OSError('no')\n"
+        "    if wscluster.this_worker.slot == 1:\n        os._exit(1)\n"
         "    yield\n"
         "async def handler(ws): pass\n"
     )
@@ -106,7 +103,7 @@ def test_the_table_shows_a_slot_without_a_worker(tmp_path: Path) -> None:
     async def main() -> None:
         async with Cluster("slot:handler", app_dir=tmp_path) as cluster:
             where = ("status", "--control-socket", str(cluster.control_socket))
-            done = await asyncio.to_thread(cli, *where, folder=tmp_path)
+            done = await asyncio.to_thread(cli, *where, folder=tmp_path, env={"COLUMNS": "120"})
             assert done.returncode == 0
             (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
             assert line.split()[:4] == ["1", "-", "-", "failed"]
@@ -236,7 +233,7 @@ def test_garbage_is_answered_by_an_error_and_hurts_nobody() -> None:
             assert await asyncio.to_thread(say, path, b"x" * (MAX_LINE_BYTES * 3)) == []
             assert await asyncio.to_thread(say, path, b"") == []
             await cluster.wait_status(lambda status: len(open_fds(cluster.pid)) <= before + 1)
-            with pytest.raises(ControlError, match="refused: this primary .* knows no such request"):
+            with pytest.raises(ControlError, match=r"refused: this primary .* knows no such request"):
                 await asyncio.to_thread(ask, path, "reboot")
             assert not [line for line in cluster.output if "Traceback" in line]
 
@@ -303,12 +300,12 @@ def test_the_status_of_a_stuck_worker_is_what_it_said_last() -> None:
         async with Cluster(SERVED) as cluster:
             stuck, other = await connect_to_slot(cluster, 0), await connect_to_slot(cluster, 1)
             await cluster.wait_status(lambda status: status["totals"]["connections"] == 2)
-            await stuck.send("block 2")
+            await stuck.send("block 60")
             assert await stuck.recv() == "will"
-            async with asyncio.timeout(2):
-                status = await cluster.status()
+            status = await cluster.status()
             assert [worker["connections"] for worker in status["workers"]] == [1, 1]
-            for ws in (stuck, other):
-                await ws.close()
+            await other.close()
+            os.kill(cluster.worker_pids()[0], signal.SIGKILL)
+            assert await close_code(stuck) == 1006
 
     run(main())

@@ -64,7 +64,7 @@ def test_a_stop_closes_every_connection_with_1001_and_lets_handlers_finish(numbe
 def test_nobody_new_is_taken_while_handlers_finish() -> None:
     async def main() -> None:
         async with ending() as (cluster, clients):
-            await clients[1].send("linger 1.5")
+            await clients[1].send("linger 1")
             assert await clients[1].recv() == "will"
             cluster.signal(signal.SIGTERM)
             # By the first close frame the listener is closed: it was closed first.
@@ -74,7 +74,7 @@ def test_nobody_new_is_taken_while_handlers_finish() -> None:
             status = await cluster.status()
             assert [worker["state"] for worker in status["workers"]][1] == "draining"
             assert await cluster.wait_exit() == 0
-            assert "lingered 1.5" in cluster.output
+            assert "lingered 1" in cluster.output
 
     run(main())
 
@@ -96,14 +96,14 @@ def test_who_waits_for_the_handshake_is_let_go_at_a_stop() -> None:
 @pytest.mark.parametrize("what", ["swallow", "linger 60"])
 def test_a_handler_that_does_not_end_is_cut_at_the_graceful_timeout(what: str) -> None:
     async def main() -> None:
-        async with ending(graceful_timeout=0.7) as (cluster, clients):
+        async with ending(graceful_timeout=0.4) as (cluster, clients):
             await clients[0].send(what)
             assert await clients[0].recv() == "will"
             cluster.signal(signal.SIGTERM)
             started = time.monotonic()
             assert await cluster.wait_exit() == 0
-            assert time.monotonic() - started >= 0.6
-            await cluster.wait_output("1 handlers did not end within 0.7 s: cancelled")
+            assert time.monotonic() - started >= 0.4
+            await cluster.wait_output("1 handlers did not end within 0.4 s: cancelled")
 
     run(main())
 
@@ -121,7 +121,7 @@ def test_a_worker_whose_loop_is_stuck_is_killed_after_the_graceful_timeout() -> 
     run(main())
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(second: signal.Signals) -> None:
     async def main() -> None:
         async with ending(graceful_timeout=60) as (cluster, clients):
@@ -207,7 +207,7 @@ def test_several_who_ask_for_the_stop_all_hear_of_the_end(tmp_path: Path) -> Non
 SLOW = "import time\nprint('importing', flush=True)\ntime.sleep(60)\nasync def handler(ws): pass\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_stop_while_the_workers_boot(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
 
