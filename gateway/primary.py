@@ -183,7 +183,6 @@ class Primary:
                     for number in numbers:
                         self._sockets.pop(number).close()
                 case handoff.Reject(numbers):
-                    logger.warning("%d connections turned away: no worker can take them", len(numbers))
                     for number in numbers:
                         self._shedder.shed(self._sockets.pop(number))
 

@@ -7,6 +7,7 @@ sends is read and thrown away, for a while and for a few clients at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 
@@ -18,6 +19,9 @@ ANSWER = (
 LINGER_BYTES = 16 * 1024
 LINGER_SECONDS = 1.0
 MAX_LINGERING = 256
+COMPLAIN_SECONDS = 10.0
+
+logger = logging.getLogger("wscluster.primary")
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -28,9 +32,12 @@ class Shedder:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lingering: dict[socket.socket, tuple[asyncio.TimerHandle, int]] = {}
+        self._complained_at = float("-inf")
+        self._shed_since = 0
 
     def shed(self, sock: socket.socket) -> None:
         """Turn the client on ``sock`` away; the socket is closed in the end."""
+        self._complain()
         if len(self._lingering) >= MAX_LINGERING:
             self._reset(sock)
             return
@@ -49,6 +56,14 @@ class Shedder:
         """End every lingering close now."""
         for sock in list(self._lingering):
             self._finish(sock)
+
+    def _complain(self) -> None:
+        """Say that clients are turned away, and how many since the last such line, but not for each of a crowd."""
+        self._shed_since += 1
+        now = self._loop.time()
+        if now - self._complained_at >= COMPLAIN_SECONDS:
+            logger.warning("connections turned away, no worker can take them: %d", self._shed_since)
+            self._complained_at, self._shed_since = now, 0
 
     def _read(self, sock: socket.socket) -> None:
         timer, left = self._lingering[sock]

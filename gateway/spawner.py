@@ -70,4 +70,10 @@ def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-    return Process(popen, loop, on_exit), ours
+    try:
+        return Process(popen, loop, on_exit), ours
+    except OSError:  # no descriptor left for its pidfd: nobody would see it end
+        popen.kill()
+        popen.wait()
+        ours.close()
+        raise
