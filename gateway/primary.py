@@ -341,10 +341,11 @@ class Primary:
     # The bus
 
     def _bus_wanted(self, worker: int) -> None:
+        known = self._bus_at
         self._wants_bus.add(worker)
-        if self._bus_at is not None:
-            self._links[worker].send(self._bus_at)
-        self._bus.start()
+        self._bus.start()  # says at once where it cannot: a program may have been installed since the last refusal
+        if known is not None and self._bus_at is known:
+            self._links[worker].send(known)
 
     def _bus_moved(self, url: str | None, reason: str) -> None:
         self._bus_at = BusAt(url, reason)

@@ -23,6 +23,8 @@ from pathlib import Path
 MAX_MEMORY = "256mb"
 FOLDER_PREFIX = "wscluster-bus-"
 SOCKET_NAME = "bus.sock"
+MAX_SOCKET_PATH_BYTES = 107
+"""What `sun_path` of Linux holds besides its final NUL (unix(7))."""
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 5.0
 STABLE_SECONDS = 10.0
@@ -89,7 +91,12 @@ class RedisServer:
             self._on_address(None, HOW_TO_INSTALL)
             return
         remove_stale_folders()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        if len(os.fsencode(folder / SOCKET_NAME)) > MAX_SOCKET_PATH_BYTES:
+            folder.rmdir()
+            self._on_address(None, f"{folder} is too long a path for a Unix socket: set TMPDIR to a shorter one")
+            return
+        self._folder = folder
         self._spawn()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wscluster import config
 from wscluster.api import Joined
-from wscluster.broker import Commands, Subscriber
+from wscluster.broker import PING_SECONDS, PONG_SECONDS, Commands, Subscriber
 from wscluster.envelope import (
     check_room,
     decode_message,
@@ -278,7 +278,8 @@ class Bus:
     def _connected(self, run_id: str | None) -> None:
         """The bus is heard (again). Whether the logs still hold what was missed: the same server, and not too late."""
         away = self._loop.time() - self._lost_at
-        self._log_kept = run_id is not None and run_id == self._run_id and away < self._config.room_log_ttl
+        unheard = away + PING_SECONDS + PONG_SECONDS  # it may have been gone for so long when that was noticed
+        self._log_kept = run_id is not None and run_id == self._run_id and unheard < self._config.room_log_ttl
         if self._run_id is not None or self._lost_at:
             logger.info("the bus is back after %.1f s", away)
         self._run_id = run_id

@@ -211,6 +211,23 @@ def test_without_any_program_the_cluster_serves_and_rooms_say_what_to_install(tm
     run(main())
 
 
+def test_a_temporary_folder_with_too_long_a_path_is_said_once_and_nothing_is_started(short_folder: Path) -> None:
+    folder = short_folder / ("x" * 100)
+    folder.mkdir()
+
+    async def main() -> None:
+        async with (
+            Cluster(ROOMS, workers=1, env={"TMPDIR": str(folder)}) as cluster,
+            member(cluster) as one,
+        ):
+            with pytest.raises(NoBus, match="too long a path for a Unix socket: set TMPDIR"):
+                await one.join()
+            assert not private_valkeys(cluster)
+            assert not bus_folders(folder)
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [("#!/bin/sh\necho out of luck\nexit 7\n", "ended with status 7: out of luck"), ("no program\n", "ended with")],
