@@ -17,7 +17,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 
-from wscluster.config import hide_password
+from wscluster.config import find_url_fault, hide_password
 from wscluster.envelope import PUBLISH_SCRIPT
 from wscluster.errors import StartError
 from wscluster.unsent import Argument, Command, UnsentCommands, WantedChannels
@@ -81,6 +81,8 @@ async def probe(url: str, timeout: float) -> None:
         StartError: It does not; the text says why, without the password.
     """
     shown = hide_password(url)
+    if (fault := find_url_fault(url)) is not None:
+        raise StartError(f"--redis-url {shown}: {fault}")
     try:
         make_connection(url)
     except (ValueError, TypeError) as exc:
@@ -337,7 +339,7 @@ class Subscriber:
         while True:
             self._wake.clear()
             for command in self._channels.take_untold():
-                await connection.send_command(*command)
+                await _say(connection, *command)
             try:
                 async with asyncio.timeout_at(await self._keep_alive(connection)):
                     await self._wake.wait()
@@ -361,8 +363,22 @@ class Subscriber:
         if now - self._heard_at < PING_SECONDS:
             return self._heard_at + PING_SECONDS
         self._pinged_at = now
-        await connection.send_command("PING")
+        await _say(connection, "PING")
         return now + PONG_SECONDS
+
+
+async def _say(connection: AbstractConnection, *command: str | bytes) -> None:
+    """Write ``command``; the connection ends where the server has not taken it in time.
+
+    Raises:
+        ConnectionResetError: It has not: a server that hangs may fill the socket before it misses a PING.
+    """
+    try:
+        async with asyncio.timeout(PONG_SECONDS):
+            await connection.send_command(*command)
+    except TimeoutError:
+        await connection.disconnect(nowait=True)
+        raise ConnectionResetError(f"nothing was taken for {PONG_SECONDS:g} s") from None
 
 
 async def _run_id(connection: AbstractConnection) -> str | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 
 def option(
@@ -100,7 +100,7 @@ class Bus:
 
 @dataclass(frozen=True, slots=True)
 class WebSocket:
-    """The protocol, as `websockets` names it. None is the default of the kind of target."""
+    """The protocol, as `websockets` names it."""
 
     ws_max_size: int = option(1048576, "Largest incoming message in bytes.", metavar="BYTES", low=1)
     ws_max_queue: int = option(16, "Incoming messages that wait for the handler before reading pauses.", low=1)
@@ -318,14 +318,42 @@ def _parse_duration(text: str) -> float | None:
     return sum(float(part) * scale for part, scale in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part)
 
 
+_QUERY_VALUE = re.compile(r"([?&]([^=&]*)=)(.*?)(?=&[^=&]+=|$)", re.DOTALL)
+
+
 def hide_password(url: str) -> str:
-    """Return ``url`` with ``***`` in place of a password, wherever it stands."""
+    """Return ``url`` with ``***`` in place of a password, wherever it stands.
+
+    It hides too much rather than too little: a URL that nobody can read may hold a password that was not escaped.
+    """
+    scheme, separator, rest = re.sub("[\t\r\n]", "", url).partition("://")
+    if not separator:
+        scheme, rest = "", scheme
+    user, at, place = rest.rpartition("@")
+    name, colon, password = user.partition(":")
+    if not (at and colon and password):
+        return scheme + separator + _hide_in_query(rest)
+    # An @ may also be one of a password in the query, which then goes on behind it.
+    place = "" if _hide_in_query(user) != user else at + _hide_in_query(place)
+    return f"{scheme}{separator}{_hide_in_query(name)}:***{place}"
+
+
+def _hide_in_query(text: str) -> str:
+    def hide(match: re.Match[str]) -> str:
+        return match[1] + ("***" if "pass" in unquote_plus(match[2]).lower() else match[3])
+
+    return _QUERY_VALUE.sub(hide, text)
+
+
+def find_url_fault(url: str) -> str | None:
+    """Return what is wrong with the form of a server's URL, in words that hold nothing of it; None where it is well."""
+    fault = "it cannot be read; is the port a number up to 65535, are a password's special characters written as %XX?"
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        _ = parts.port
     except ValueError:
-        return "***"
-    url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
-    if password:
-        head, at, tail = url.rpartition("@")
-        url = head.removesuffix(password) + "***" + at + tail
-    return url
+        return fault
+    beyond = url.partition("://")[2].removeprefix(parts.netloc)
+    if parts.scheme != "unix" and "@" in beyond and "=" not in beyond.partition("@")[0]:
+        return fault
+    return None
