@@ -16,6 +16,11 @@ class _Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return escape_controls(super().formatMessage(record))
 
+    def format(self, record: logging.LogRecord) -> str:
+        # The line breaks that are left are those of a traceback; set in, none of its lines looks like one of the log,
+        # whatever a client may have put into the text of an exception.
+        return "\n  ".join(escape_controls(line) for line in super().format(record).split("\n"))
+
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return "\n".join(map(escape_controls, super().formatException(ei).split("\n")))
 

@@ -1,0 +1,93 @@
+"""Whatever a client sends, no control character reaches the terminal raw, and no line of the log is forged."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wscluster import logs
+
+EVIL = "\x1b]0;owned\x07\r\n2026-01-31 12:00:00.123 INFO    primary | forged\u2028\u202e\x7f\x9b"
+
+
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Standard error; the state of the package's logger is put back."""
+    logger = logging.getLogger("wscluster")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    logs.set_up("debug", "primary")
+    yield stream
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def lines_of(stderr: io.StringIO) -> list[str]:
+    text = stderr.getvalue()
+    assert text.endswith("\n")
+    lines = text[:-1].split("\n")
+    assert all(line.isprintable() for line in lines)
+    return lines
+
+
+def test_a_line_has_time_level_and_who(stderr: io.StringIO) -> None:
+    logging.getLogger("wscluster.primary").warning("slot %d is empty", 3)
+    (line,) = lines_of(stderr)
+    date, time, level, who, *text = line.split()
+    assert (len(date), len(time)) == (10, 12)
+    assert (level, who, text) == ("WARNING", "primary", ["|", "slot", "3", "is", "empty"])
+
+
+def test_control_characters_of_a_message_are_escaped_in_its_one_line(stderr: io.StringIO) -> None:
+    logging.getLogger("wscluster.wire").info("path %s", EVIL)
+    (line,) = lines_of(stderr)
+    assert r"path \x1b]0;owned\x07\r\n2026-01-31" in line
+
+
+def test_a_traceback_keeps_its_lines_and_none_of_them_is_taken_for_one_of_the_log(stderr: io.StringIO) -> None:
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        logging.getLogger("wscluster.worker").exception("the handler failed", stack_info=True)
+    first, *more = lines_of(stderr)
+    assert first.endswith(" ERROR   primary | the handler failed")
+    assert more[0] == "  Traceback (most recent call last):"
+    assert any("forged" in line for line in more)
+    assert all(line.startswith("  ") for line in more)
+    assert any("test_logs.py" in line for line in more)
+
+
+def test_a_traceback_that_another_formatter_left_behind_is_escaped_too(stderr: io.StringIO) -> None:
+    record = logging.LogRecord("wscluster.worker", logging.ERROR, "f.py", 1, "failed", None, None)
+    record.exc_text = f"Traceback: {EVIL}"
+    logging.getLogger("wscluster.worker").handle(record)
+    first, *more = lines_of(stderr)
+    assert first.endswith(" | failed")
+    assert len(more) == 2
+    assert all(line.startswith("  ") for line in more)
+
+
+@given(st.text(st.characters()))
+def test_every_text_becomes_printable_and_printable_text_stays(text: str) -> None:
+    escaped = logs.escape_controls(text)
+    assert escaped.isprintable()
+    assert (escaped == text) == text.isprintable()
+
+
+def test_the_level_decides_and_the_root_logger_is_left_alone(
+    stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)  # pytest sets its own between a fixture and its test
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    logs.set_up("warning", "worker 1 slot 0")
+    logging.getLogger("wscluster.bus").info("not this")
+    logging.getLogger("other").info("nor this")
+    logging.getLogger("wscluster.bus").error("this")
+    (line,) = lines_of(stderr)
+    assert line.endswith("worker 1 slot 0 | this")
+    assert (root.handlers[:], root.level) == before
