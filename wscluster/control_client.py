@@ -59,7 +59,9 @@ def stop(path: Path, *, force: bool = False) -> int:
             pidfd = os.pidfd_open(pid)
             try:
                 result = _exchange(sock, path, {"verb": "stop", "force": force}, None)
-                select.select([pidfd], [], [], CONNECT_SECONDS)
+                ended = select.poll()
+                ended.register(pidfd, select.POLLIN)
+                ended.poll(CONNECT_SECONDS * 1000)
             finally:
                 os.close(pidfd)
             return int(result["exit_code"])

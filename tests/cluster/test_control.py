@@ -103,7 +103,7 @@ def test_the_table_shows_a_slot_without_a_worker(tmp_path: Path) -> None:
     async def main() -> None:
         async with Cluster("slot:handler", app_dir=tmp_path) as cluster:
             where = ("status", "--control-socket", str(cluster.control_socket))
-            done = await asyncio.to_thread(cli, *where, folder=tmp_path, env={"COLUMNS": "120"})
+            done = await asyncio.to_thread(cli, *where, folder=tmp_path)
             assert done.returncode == 0
             (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
             assert line.split()[:4] == ["1", "-", "-", "failed"]
