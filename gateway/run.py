@@ -23,8 +23,6 @@ from wscluster.loops import new_event_loop
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """Signals that mean something to other servers, and whose default would end or stop the primary."""
 
-ONE_WISH_SECONDS = 0.005
-
 logger = logging.getLogger("wscluster.primary")
 
 
@@ -53,14 +51,9 @@ async def _live(config: Config) -> int:
     primary: Primary | None = None
     stop_asked = asyncio.Event()
 
-    asked_at = float("-inf")
-
     def stop() -> None:
-        nonlocal asked_at
         stop_asked.set()
-        # timeout(1) and some terminals send one signal to the process and again to its group: that is one wish.
-        again, asked_at = loop.time() - asked_at >= ONE_WISH_SECONDS, loop.time()
-        if primary is not None and again:
+        if primary is not None:
             primary.stop()
 
     def force() -> None:

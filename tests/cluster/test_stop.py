@@ -299,14 +299,3 @@ def test_a_stopped_cluster_leaves_its_port_to_the_next_one() -> None:
             assert second.port == port
 
     run(main())
-
-
-def test_the_same_signal_to_the_process_and_to_its_group_is_one_wish() -> None:
-    async def main() -> None:
-        async with ending(graceful_timeout=60) as (cluster, clients):
-            os.kill(cluster.pid, signal.SIGTERM)
-            os.kill(cluster.pid, signal.SIGTERM)
-            assert [await close_code(ws) for ws in clients] == [1001] * len(clients)
-            assert await cluster.wait_exit() == 0
-
-    run(main())
