@@ -33,12 +33,18 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     fds = set(open_fds())
     files = _files()
     yield
-    gc.collect()
+    if not fds.issuperset(open_fds()):
+        gc.collect()  # what only waits for the collector was let go
     left = {fd: what for fd, what in open_fds().items() if fd not in fds}
     assert not left, f"left open: {left}"
-    children = psutil.Process().children(recursive=True)
+    children = [psutil.Process(pid) for pid in _children()]
     assert not children, f"left running: {children}"
     assert _files() <= files, f"left on disk: {_files() - files}"
+
+
+def _children() -> list[int]:
+    found = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    return [int(pid) for pids in found for pid in pids]
 
 
 def _files() -> set[Path]:
