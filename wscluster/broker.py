@@ -22,6 +22,8 @@ from wscluster.envelope import PUBLISH_SCRIPT
 from wscluster.errors import StartError
 from wscluster.unsent import Argument, Command, UnsentCommands, WantedChannels
 
+Opened = tuple[AbstractConnection, asyncio.WriteTransport]
+
 FIRST_BACKOFF = 0.05
 MAX_BACKOFF = 2.0
 CONNECT_SECONDS = 2.5
@@ -57,8 +59,8 @@ def make_connection(url: str) -> AbstractConnection:
     return connection
 
 
-async def _open(url: str) -> AbstractConnection:
-    """Return an open connection.
+async def _open(url: str) -> Opened:
+    """Return an open connection, for `_end`.
 
     Raises:
         RedisError, OSError: The server cannot be reached or refuses.
@@ -71,7 +73,14 @@ async def _open(url: str) -> AbstractConnection:
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
-    return connection
+    assert connection._writer is not None
+    return connection, connection._writer.transport
+
+
+async def _end(connection: AbstractConnection, transport: asyncio.WriteTransport) -> None:
+    """End a connection at once; merely closed, it would wait until a server that hangs has taken what was written."""
+    transport.abort()
+    await connection.disconnect(nowait=True)
 
 
 async def probe(url: str, timeout: float) -> None:
@@ -84,23 +93,19 @@ async def probe(url: str, timeout: float) -> None:
     if (fault := find_url_fault(url)) is not None:
         raise StartError(f"--redis-url {shown}: {fault}")
     try:
-        make_connection(url)
-    except (ValueError, TypeError) as exc:
-        raise StartError(f"--redis-url {shown}: {exc}") from exc
-    try:
         async with asyncio.timeout(timeout):
-            connection = await _open(url)
+            connection, transport = await _open(url)
             try:
                 await connection.send_command("PING")
                 await connection.read_response(timeout=math.inf)
             finally:
-                await connection.disconnect(nowait=True)
-    except AuthenticationError as exc:
-        raise StartError(f"--redis-url {shown}: the server refuses the login: {exc}") from exc
+                await _end(connection, transport)
     except TimeoutError as exc:
         raise StartError(f"--redis-url {shown}: no answer within {min(timeout, CONNECT_SECONDS):g} s") from exc
     except (RedisError, OSError, TypeError, ValueError) as exc:
-        raise StartError(f"--redis-url {shown}: {exc}") from exc
+        # redis-py makes a ConnectionError of every failure to connect.
+        login = "the server refuses the login: " if isinstance(exc.__cause__, AuthenticationError) else ""
+        raise StartError(f"--redis-url {shown}: {login}{exc}") from exc
 
 
 def _backoff(failures: int) -> float:
@@ -166,7 +171,7 @@ class Commands:
             if failures:
                 await asyncio.sleep(_backoff(failures - 1))
             try:
-                connection = await self._connect()
+                connection, transport = await self._connect()
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
                 failures += 1
@@ -183,21 +188,21 @@ class Commands:
                 self._last_error = str(exc) or "no answer"
                 logger.warning("the bus does not answer: %s", self._last_error)
             finally:
-                await connection.disconnect(nowait=True)
+                await _end(connection, transport)
 
-    async def _connect(self) -> AbstractConnection:
+    async def _connect(self) -> Opened:
         """Open a connection whose server knows the script: learnt within a pipeline, its first would be its last."""
-        connection = await _open(self._url)
+        connection, transport = await _open(self._url)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await connection.send_command("SCRIPT", "LOAD", PUBLISH_SCRIPT)
                 await connection.read_response(timeout=math.inf, disconnect_on_error=False)
         except ResponseError:
-            return connection  # an account that may not: each pipeline says so itself
+            pass  # an account that may not: each pipeline says so itself
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await _end(connection, transport)
             raise
-        return connection
+        return connection, transport
 
     async def _wait_work(self) -> None:
         while not self._unsent:
@@ -292,15 +297,15 @@ class Subscriber:
         while True:
             reason = "it closed the connection"
             try:
-                connection = await _open(self._url)
+                connection, transport = await _open(self._url)
                 try:
                     self._on_connected(await _run_id(connection))
                     self.connected = True
                     failures = 0
                     self._channels.tell_again()
-                    await self._live(connection)
+                    await self._live(connection, transport)
                 finally:
-                    await connection.disconnect(nowait=True)
+                    await _end(connection, transport)
             except (RedisError, OSError) as exc:
                 reason = str(exc) or "no answer"
             if self.connected:
@@ -311,12 +316,13 @@ class Subscriber:
             await asyncio.sleep(_backoff(failures))
             failures += 1
 
-    async def _live(self, connection: AbstractConnection) -> None:
+    async def _live(self, connection: AbstractConnection, transport: asyncio.WriteTransport) -> None:
         """Hear and speak until the connection ends, which it does by an exception."""
         self._heard_at = self._loop.time()
         self._pinged_at = None
         self._wake.set()
         speaking = self._loop.create_task(self._speak(connection))
+        speaking.add_done_callback(lambda _: transport.abort())  # which ends the reading
         try:
             while True:
                 answer = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
@@ -357,7 +363,6 @@ class Subscriber:
             self._pinged_at = None
         if self._pinged_at is not None:
             if now - self._pinged_at >= PONG_SECONDS:
-                await connection.disconnect(nowait=True)
                 raise ConnectionResetError(f"no answer to a PING within {PONG_SECONDS:g} s")
             return self._pinged_at + PONG_SECONDS
         if now - self._heard_at < PING_SECONDS:
@@ -368,16 +373,15 @@ class Subscriber:
 
 
 async def _say(connection: AbstractConnection, *command: str | bytes) -> None:
-    """Write ``command``; the connection ends where the server has not taken it in time.
+    """Write ``command``.
 
     Raises:
-        ConnectionResetError: It has not: a server that hangs may fill the socket before it misses a PING.
+        ConnectionResetError: Not in time: the socket of a server that hangs may be full before a PING is due.
     """
     try:
         async with asyncio.timeout(PONG_SECONDS):
             await connection.send_command(*command)
     except TimeoutError:
-        await connection.disconnect(nowait=True)
         raise ConnectionResetError(f"nothing was taken for {PONG_SECONDS:g} s") from None
 
 
