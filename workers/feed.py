@@ -46,6 +46,9 @@ class Feed:
     _held: list[Delivery] | None = None
     # Set while the log is read: where a hole begins whose end is not known yet.
     _hole: Position | None = None
+    # The last live message that was held when the connection broke off before the log was read: only a log of the same
+    # epoch can still have it.
+    _dropped: Position | None = None
 
     @property
     def syncing(self) -> bool:
@@ -54,6 +57,8 @@ class Feed:
 
     def begin_sync(self) -> None:
         """The subscription is live: hold what comes until the log was read."""
+        if self._held:
+            self._dropped = self._held[-1].position
         self._held = []
 
     def receive(self, position: Position, envelope: Envelope) -> list[Outcome]:
@@ -81,7 +86,8 @@ class Feed:
         """
         last = self.last
         assert last is not None
-        if not log_kept:
+        dropped, self._dropped = self._dropped, None
+        if not log_kept or (dropped is not None and (newest is None or newest.epoch != dropped.epoch)):
             self._open_hole(last if newest is not None else START)
         if newest is None:
             pass  # a quiet room's log expires
