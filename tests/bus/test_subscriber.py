@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.bus_support import Valkey, run, wait_until
+from tests.bus.bus_support import Valkey, run, wait_until
 from wscluster.broker import Subscriber
 from wscluster.loops import new_event_loop
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 from redis._parsers.hiredis import _AsyncHiredisParser
 
-from tests.link.bus_support import Proxy, Valkey, run, wait_until
+from tests.bus.bus_support import Proxy, Valkey, run, wait_until
 from wscluster import unsent
 from wscluster.broker import Commands, make_connection, probe
 from wscluster.envelope import MAX_LOGGED_BYTES, publish_arguments

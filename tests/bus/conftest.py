@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.bus_support import Valkey
+from tests.bus.bus_support import Valkey
 
 
 @pytest.fixture
