@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ LINGER_SECONDS = 5.0
 """A room without members stays subscribed for this long: whoever comes back needs no round trip."""
 ASK_AGAIN_SECONDS = 5.0
 GAP_LOG_SECONDS = 1.0
+EXPIRY_MARGIN_SECONDS = 1.0
+"""A log that is gone this long before its time was evicted. The server counts from the publishing, we from the hearing."""
 
 logger = logging.getLogger("wscluster.bus")
 
@@ -45,6 +48,8 @@ class _Room:
     channel: bytes
     feed: Feed = field(default_factory=Feed)
     live: bool = False
+    # When its last message came: its log lives for a while from then on.
+    heard_at: float = -math.inf
     joining: int = 0
     # Set while somebody waits for the room to be live.
     waiter: asyncio.Future[None] | None = None
@@ -310,6 +315,7 @@ class Bus:
                 self._malformed = True
                 logger.warning("room %r: what came on its channel is no message: ignored, as later ones", room.name)
             return
+        room.heard_at = self._loop.time()
         for outcome in room.feed.receive(published[0], envelope):
             self._follow(room, outcome)
 
@@ -320,7 +326,9 @@ class Bus:
         if room.feed.last is None:
             outcomes = room.feed.synced_first(tail.newest)
         else:
-            outcomes = room.feed.synced_again(tail.entries, tail.newest, log_kept=self._log_kept)
+            young = self._loop.time() - room.heard_at < self._config.room_log_ttl - EXPIRY_MARGIN_SECONDS
+            evicted = tail.newest is None and young
+            outcomes = room.feed.synced_again(tail.entries, tail.newest, log_kept=self._log_kept and not evicted)
         for outcome in outcomes:
             self._follow(room, outcome)
         room.live = True

@@ -182,6 +182,23 @@ def test_subscriptions_that_are_cut_twenty_times_lose_nothing_or_say_so(tmp_path
     run_with_valkey(tmp_path, main)
 
 
+def test_a_log_that_was_evicted_while_a_worker_was_away_is_a_gap(tmp_path: Path) -> None:
+    async def main(valkey: Valkey) -> None:
+        async with Cluster(ROOMS, workers=1, redis_url=valkey.url) as cluster, member(cluster) as here:
+            await here.join()
+            await here.publish("before")
+            await here.wait_heard(1)
+            with valkey.client() as redis:
+                assert redis.delete("wscluster:{lobby}") == 1
+                assert redis.client_kill_filter(_type="pubsub") == 1
+            await cluster.wait_status(lambda status: status["bus"]["gaps"] == 1)
+            await cluster.wait_output("room 'lobby': messages were lost after")
+            await publish_until_heard(here, [here], "after")
+            assert (await cluster.status())["bus"]["gaps"] == 1
+
+    run_with_valkey(tmp_path, main)
+
+
 def test_nonsense_on_a_rooms_channel_is_ignored(tmp_path: Path) -> None:
     nonsense = [
         b"", b" ", b"garbage", b"\x00" * 100, os.urandom(1000), pickle.dumps({"method": "emit"}), b'{"json": true}',
