@@ -37,7 +37,7 @@ LINGER_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 5.0
 GAP_LOG_SECONDS = 1.0
 EXPIRY_MARGIN_SECONDS = 1.0
-"""A log that is gone this long before its time was evicted. The server counts from the publishing, we from the hearing."""
+"""A log gone this long before its time was evicted. The server counts from the publishing, we from the hearing."""
 
 logger = logging.getLogger("wscluster.bus")
 
