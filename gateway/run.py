@@ -27,7 +27,7 @@ logger = logging.getLogger("wscluster.primary")
 
 
 def run(config: Config) -> int:
-    """Serve until somebody stops it; returns the exit code (API.md).
+    """Serve until somebody stops it; returns the exit code (README, exit codes).
 
     Call it from the main thread: it installs signal handlers, and the workers die with the thread that started them.
 

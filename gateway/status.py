@@ -68,7 +68,7 @@ class PrimaryFacts:
 def build_status(
     facts: PrimaryFacts, fleet: Fleet, ledger: Ledger, figures: dict[int, Figures], totals: Totals, now: float
 ) -> dict[str, Any]:
-    """Return the status as API.md lays it down. What is not known is None, never 0."""
+    """Return the status, in the shape that programs rely on. What is not known is None, never 0."""
     said = [figures[worker].stats for worker in fleet.workers if worker in figures]
     live = [stats for stats in said if stats is not None]
     sums = totals.sum(live)

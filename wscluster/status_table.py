@@ -21,7 +21,7 @@ MIN_WIDTH = 80
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Print ``status``, the JSON of API.md, as a table on standard output."""
+    """Print ``status``, the JSON of `wscluster status --json`, as a table on standard output."""
     console = Console(highlight=False)
     width = max(MIN_WIDTH, console.width)
     primary = status["primary"]
