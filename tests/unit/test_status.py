@@ -1,4 +1,4 @@
-"""`wscluster status --json`: the shape that programs rely on, None for what is not known, and totals that never fall."""
+"""`wscluster status --json`: its shape, None for what is not known, and totals that never fall."""
 
 import json
 from typing import Any
