@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import wscluster
-from wscluster.config import Config, hide_password, to_json
+from wscluster.config import Config, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway import handoff
@@ -43,6 +43,7 @@ from wscluster.packets import (
     Start,
     WantBus,
 )
+from wscluster.urls import hide_password
 
 logger = logging.getLogger("wscluster.primary")
 

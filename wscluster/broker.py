@@ -17,10 +17,10 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 
-from wscluster.config import find_url_fault, hide_password
 from wscluster.envelope import PUBLISH_SCRIPT
 from wscluster.errors import StartError
 from wscluster.unsent import Argument, Command, UnsentCommands, WantedChannels
+from wscluster.urls import find_url_fault, hide_password
 
 Opened = tuple[AbstractConnection, asyncio.WriteTransport]
 

@@ -7,35 +7,11 @@ The flags, the environment variables and their help are derived from these field
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-from urllib.parse import unquote_plus, urlsplit
 
-
-def option(
-    default: Any,
-    help: str,  # noqa: A002
-    *,
-    metavar: str = "",
-    choices: tuple[str, ...] = (),
-    env: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    duration: bool = False,
-) -> Any:
-    """Declare one field that a person may set.
-
-    ``env`` names variables that are read beside ``WSCLUSTER_<NAME>``, after it. ``low`` and ``high`` are the least and
-    the greatest value, ``above`` a bound that is itself excluded. ``duration`` accepts ``1h30m`` beside seconds.
-    """
-    metadata = {
-        "help": help, "metavar": metavar, "choices": choices, "env": env,
-        "low": low, "high": high, "above": above, "duration": duration,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+from wscluster.options import option, parse_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +20,19 @@ class Listen:
 
     host: str = option("127.0.0.1", "Address to listen on.", metavar="HOST")
     port: int = option(8000, "Port to listen on; 0 lets the kernel choose.", env=("PORT",), low=0, high=65535)
+    bind: tuple[str, ...] = option(
+        (), "HOST:PORT, [V6]:PORT, unix:PATH or fd:N to listen on, instead of --host and --port; repeatable.",
+        metavar="ADDRESS",
+    )  # fmt: skip
+    uds: str | None = option(None, "Path of a Unix socket to listen on, instead of --host and --port.", metavar="PATH")
+    fd: int | None = option(None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0)
     backlog: int = option(2048, "Connections that the kernel queues until they are accepted.", low=1)
+    proxy_protocol: str = option(
+        "off", "PROXY protocol that a balancer in front speaks.", choices=("off", "v1", "v2", "auto")
+    )
+    proxy_allow_from: tuple[str, ...] = option(
+        ("127.0.0.0/8", "::1/128"), "Networks whose PROXY headers are believed.", metavar="CIDR,...",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +87,45 @@ class Bus:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """wss:// and https://, ended in the workers."""
+
+    ssl_certfile: str | None = option(None, "Certificate chain in PEM form: clients speak TLS.", metavar="FILE")
+    ssl_keyfile: str | None = option(
+        None, "Private key in PEM form; without it the certificate's file has it.", metavar="FILE"
+    )
+    ssl_keyfile_password: str | None = option(None, "Password of the private key.", metavar="TEXT")
+    ssl_ca_certs: str | None = option(
+        None, "Certificates in PEM form; clients must show one that they have signed.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What is asked of a client before its connection is upgraded."""
+
+    process_request: str | None = option(
+        None, "Function that sees each request before the upgrade.", metavar="MODULE:FUNCTION"
+    )
+    process_response: str | None = option(
+        None, "Function that sees each response before it is sent.", metavar="MODULE:FUNCTION"
+    )
+    select_subprotocol: str | None = option(None, "Function that chooses the subprotocol.", metavar="MODULE:FUNCTION")
+    basic_auth: str | None = option(
+        None, "Function of user name and password that says who may connect (HTTP Basic).", metavar="MODULE:FUNCTION"
+    )
+    subprotocols: tuple[str, ...] = option((), "Subprotocols that are spoken, best first.", metavar="NAME,...")
+    allowed_origins: tuple[str, ...] = option(
+        (), "Origins whose pages may connect; without it every one may.", metavar="ORIGIN,..."
+    )
+    proxy_headers: bool = option(True, "Believe X-Forwarded-For of the peers in --forwarded-allow-ips.", switch=True)
+    forwarded_allow_ips: tuple[str, ...] = option(
+        ("127.0.0.1",), "Addresses and networks whose forwarding headers are believed; * believes all.",
+        metavar="CIDR,...", env=("FORWARDED_ALLOW_IPS",),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class WebSocket:
     """The protocol, as `websockets` names it."""
 
@@ -129,10 +156,12 @@ class Operate:
     log_level: str = option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical")
     )
+    access_log: bool = option(False, "Log a line for each connection and its end.", switch=True)
     ready_fd: int | None = option(None, "File descriptor that gets one JSON object a line for each event.", low=0)
     control_socket: str | None = option(
         None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH"
     )
+    interface: str = option("auto", "What the target is.", choices=("auto", "handler"))
     app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR")
 
 
@@ -145,6 +174,8 @@ class Config:
     fleet: Fleet = field(default_factory=Fleet)
     placement: Placement = field(default_factory=Placement)
     bus: Bus = field(default_factory=Bus)
+    tls: Tls = field(default_factory=Tls)
+    handshake: Handshake = field(default_factory=Handshake)
     websocket: WebSocket = field(default_factory=WebSocket)
     operate: Operate = field(default_factory=Operate)
 
@@ -154,6 +185,8 @@ GROUPS: dict[str, type[Any]] = {
     "fleet": Fleet,
     "placement": Placement,
     "bus": Bus,
+    "tls": Tls,
+    "handshake": Handshake,
     "websocket": WebSocket,
     "operate": Operate,
 }
@@ -167,8 +200,14 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """Return the configuration that `to_json` wrote."""
     values: Mapping[str, Any] = json.loads(text)
-    groups = {name: group(**values[name]) for name, group in GROUPS.items()}
+    groups = {
+        name: group(**{key: _frozen(value) for key, value in values[name].items()}) for name, group in GROUPS.items()
+    }
     return Config(target=values["target"], **groups)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def option_fields() -> dict[str, tuple[str, Any]]:
@@ -249,111 +288,3 @@ def _contradictions(config: Config) -> list[str]:
     if not prefix.isprintable() or not 1 <= len(prefix.encode()) <= 64 or set("{}") & set(prefix):
         problems.append(f"--redis-prefix {prefix!r}: 1 to 64 bytes without braces and control characters are wanted")
     return problems
-
-
-def parse_value(item: Any, text: str) -> Any:
-    """Return the value of the dataclass field ``item`` that ``text`` means.
-
-    Raises:
-        ValueError: It means none; the message says what is wanted.
-    """
-    kind = str(item.type).removesuffix(" | None")
-    facts = item.metadata
-    if facts["choices"] and text not in facts["choices"]:
-        raise ValueError(f"one of {', '.join(facts['choices'])} is wanted")
-    if kind == "str":
-        return text
-    if kind == "bool":
-        return _parse_bool(text)
-    if item.name == "workers" and text == "auto":
-        return None
-    value = _parse_int(text) if kind == "int" else _parse_duration(text) if facts["duration"] else None
-    low, high, above = facts["low"], facts["high"], facts["above"]
-    if (
-        value is None
-        or (low is not None and value < low)
-        or (high is not None and value > high)
-        or (above is not None and value <= above)
-    ):
-        raise ValueError(f"{_describe_range(kind, low, high, above)} is wanted" + _or_auto(item.name))
-    return value
-
-
-def _or_auto(name: str) -> str:
-    return ", or auto" if name == "workers" else ""
-
-
-def _describe_range(kind: str, low: float | None, high: float | None, above: float | None) -> str:
-    what = "a whole number" if kind == "int" else "a number of seconds or a duration like 1h30m"
-    if above is not None:
-        return f"{what} above {above:g}"
-    if high is not None:
-        return f"{what} from {low:g} to {high:g}"
-    return f"{what} of {low:g} or more" if low is not None else what
-
-
-def _parse_bool(text: str) -> bool:
-    match text.lower():
-        case "true" | "yes" | "on" | "1":
-            return True
-        case "false" | "no" | "off" | "0":
-            return False
-    raise ValueError("true or false is wanted")
-
-
-def _parse_int(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
-
-
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
-
-
-def _parse_duration(text: str) -> float | None:
-    """Return seconds: of a number (``2.5``) or of days, hours, minutes and seconds (``1h30m``)."""
-    if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", text, re.ASCII) and len(text) <= 18:
-        return float(text)
-    match = _DURATION.fullmatch(text)
-    if not text or match is None or len(text) > 32:
-        return None
-    return sum(float(part) * scale for part, scale in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part)
-
-
-_QUERY_VALUE = re.compile(r"([?&]([^=&]*)=)(.*?)(?=&[^=&]+=|$)", re.DOTALL)
-
-
-def hide_password(url: str) -> str:
-    """Return ``url`` with ``***`` in place of a password, wherever it stands.
-
-    It hides too much rather than too little: a URL that nobody can read may hold a password that was not escaped.
-    """
-    scheme, separator, rest = re.sub("[\t\r\n]", "", url).partition("://")
-    if not separator:
-        scheme, rest = "", scheme
-    user, at, place = rest.rpartition("@")
-    name, colon, password = user.partition(":")
-    if not (at and colon and password):
-        return scheme + separator + _hide_in_query(rest)
-    # An @ may also be one of a password in the query, which then goes on behind it.
-    place = "" if _hide_in_query(user) != user else at + _hide_in_query(place)
-    return f"{scheme}{separator}{_hide_in_query(name)}:***{place}"
-
-
-def _hide_in_query(text: str) -> str:
-    def hide(match: re.Match[str]) -> str:
-        return match[1] + ("***" if "pass" in unquote_plus(match[2]).lower() else match[3])
-
-    return _QUERY_VALUE.sub(hide, text)
-
-
-def find_url_fault(url: str) -> str | None:
-    """Return what is wrong with the form of a server's URL, in words that hold nothing of it; None where it is well."""
-    fault = "it cannot be read; is the port a number up to 65535, are a password's special characters written as %XX?"
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return fault
-    beyond = url.partition("://")[2].removeprefix(parts.netloc)
-    if parts.scheme != "unix" and "@" in beyond and "=" not in beyond.partition("@")[0]:
-        return fault
-    return None

@@ -14,15 +14,14 @@ from wscluster.config import (
     GROUPS,
     Config,
     ConfigError,
-    find_url_fault,
     flag_of,
     from_json,
-    hide_password,
     option_fields,
-    parse_value,
     resolve,
     to_json,
 )
+from wscluster.options import parse_value
+from wscluster.urls import find_url_fault, hide_password
 
 TARGET = "handlers:chat"
 
@@ -74,7 +73,13 @@ def sample(name: str) -> tuple[str, Any]:
     if item.metadata["choices"]:
         text = item.metadata["choices"][-1]
         return text, text
-    return {"str": ("other", "other"), "bool": ("false", False), "int": ("77", 77), "float": ("1m17s", 77.0)}[kind]
+    return {
+        "str": ("other", "other"),
+        "bool": ("false", False),
+        "int": ("77", 77),
+        "float": ("1m17s", 77.0),
+        "tuple[str, ...]": ("one, two", ("one", "two")),
+    }[kind]
 
 
 @pytest.mark.parametrize("name", [name for name in option_fields() if name != "balance"])
