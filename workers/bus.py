@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wscluster import config
 from wscluster.api import Joined
-from wscluster.broker import PING_SECONDS, PONG_SECONDS, Commands, Subscriber
+from wscluster.commands import Commands
 from wscluster.envelope import (
     check_room,
     decode_message,
@@ -21,6 +21,7 @@ from wscluster.envelope import (
     split_published,
 )
 from wscluster.errors import BusUnavailable
+from wscluster.subscriber import PING_SECONDS, PONG_SECONDS, Subscriber
 from wscluster.workers.fanout import Fanout
 from wscluster.workers.feed import Delivery, Feed, Outcome
 from wscluster.workers.hub import Hub

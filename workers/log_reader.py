@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wscluster.broker import Commands
+from wscluster.commands import Commands
 from wscluster.envelope import FIELD, Envelope, Position, decode_message, parse_position
 from wscluster.errors import BusUnavailable
 

@@ -15,7 +15,8 @@ from redis._parsers.hiredis import _AsyncHiredisParser
 
 from tests.bus.bus_support import Proxy, Valkey, run, wait_until
 from wscluster import unsent
-from wscluster.broker import Commands, make_connection, probe
+from wscluster.broker import make_connection, probe
+from wscluster.commands import Commands
 from wscluster.envelope import MAX_LOGGED_BYTES, publish_arguments
 from wscluster.errors import BusUnavailable, StartError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.bus.bus_support import Valkey, run, wait_until
-from wscluster.broker import Subscriber
 from wscluster.loops import new_event_loop
+from wscluster.subscriber import Subscriber
 
 LOOPS = pytest.mark.parametrize("loop_factory", [new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
 
