@@ -19,6 +19,7 @@ from websockets.protocol import CONNECTING
 
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
+from wscluster.workers.turns import Turns
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class HandlerServer:
         self.pong_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_timeout, self._pong_missing)
         self.close_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_close_timeout, self._close_timed_out)
         self.slow_deadlines: Deadlines[Wire] = Deadlines(loop, SLOW_CLOSE_SECONDS, self._reset_slow)
+        self.message_deadlines = Deadlines(loop, config.ws_message_timeout, Wire.message_timed_out)
+        self._all_deadlines: tuple[Deadlines[Wire], ...] = (
+            self.open_deadlines, self.ping_deadlines, self.pong_deadlines, self.close_deadlines, self.slow_deadlines,
+            self.message_deadlines,
+        )  # fmt: skip
+        self.turns = Turns(loop, Wire.go_on)
 
     # A connection's life
 
@@ -98,10 +105,9 @@ class HandlerServer:
     def disconnected(self, connection: Wire) -> None:
         """The transport has ended."""
         self.connections.discard(connection)
-        for deadlines in (
-            self.open_deadlines, self.ping_deadlines, self.pong_deadlines, self.close_deadlines, self.slow_deadlines,
-        ):  # fmt: skip
+        for deadlines in self._all_deadlines:
             deadlines.discard(connection)
+        self.turns.discard(connection)
         if isinstance(connection, Connection):
             self.bus.forget(connection)
         if (answering := self._answering.pop(connection, None)) is not None:
@@ -234,9 +240,7 @@ class HandlerServer:
 
     def stop_deadlines(self) -> None:
         """Forget every deadline."""
-        for deadlines in (
-            self.open_deadlines, self.ping_deadlines, self.pong_deadlines, self.close_deadlines, self.slow_deadlines,
-        ):  # fmt: skip
+        for deadlines in self._all_deadlines:
             deadlines.stop()
 
     async def _wait_idle(self, timeout: float) -> bool:

@@ -19,6 +19,7 @@ from websockets.frames import TEXT as TEXT_OPCODE
 from websockets.http11 import Request
 from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN
 
+from wscluster.workers.fragments import MAX_FRAGMENTS, Fragments
 from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
 from wscluster.workers.outbound import WRITE_HIGH_BYTES, Outbound
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from wscluster.workers.serve import HandlerServer
 
 HEAD_END = b"\r\n\r\n"
-MAX_FRAGMENTS = 4096
-"""Fragments of one message, as in `websockets`; more close the connection with 1009."""
+FREE_BYTES = 128
+"""A first frame up to this size is read whatever a turn has cost already: it cannot cost much, even inflated."""
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -59,7 +60,7 @@ class Wire(Outbound):
         # (is text, payload) of whole messages, oldest first: a few more than max_queue at the most, so that a list is
         # good (an empty deque takes 600 bytes). Then the fragments of the message that is not whole yet.
         self._inbox: list[tuple[bool, bytes]] = []
-        self._fragments: list[bytes] | None = None
+        self._fragments: Fragments | None = None
         self._paused_reading = False
         self._finished = False
         self._dropping = False
@@ -116,6 +117,10 @@ class Wire(Outbound):
                 self._partial, self._need = data[at:], stop - at
                 break
             # Everything else is for the parser: one whole frame, or all there is of one that it refuses.
+            if (at or stop > FREE_BYTES) and self.server.turns.is_over():
+                self._partial, self._need = data[at:], 0
+                self._wait_for_turn()
+                break
             self._parse(data[at:stop])
             at = stop
             if self.protocol.eof_sent:
@@ -123,6 +128,17 @@ class Wire(Outbound):
         if len(inbox) != before:
             self.server.messages_in += len(inbox) - before
             self._wake_reader()
+
+    def _wait_for_turn(self) -> None:
+        self.server.turns.wait(self)
+        if not self._paused_reading:
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """It is this connection's turn again: read on, unless too many messages wait, whose taker does it then."""
+        if len(self._inbox) <= self.server.max_queue or self._dropping:
+            self.resume_reading()
 
     def _read_head(self, data: bytes) -> None:
         """Give the parser the opening handshake's head and not a byte more: frames may follow in the same segment."""
@@ -183,20 +199,32 @@ class Wire(Outbound):
                 self._paused_reading = True
                 self.transport.pause_reading()
         elif opcode is CONT:
-            if self._fragments is not None:
-                self._fragments.append(bytes(frame.data))
+            fragments = self._fragments
+            if fragments is not None:
+                fragments.add(frame.data)
                 if frame.fin:
-                    is_text, whole = self._fragments[0] == b"t", b"".join(self._fragments[1:])
-                    self._fragments = None
-                    self._take_message(is_text, whole)
-                elif len(self._fragments) > MAX_FRAGMENTS:
-                    self._fragments = None
+                    self._forget_fragments()
+                    self._take_message(fragments.is_text, fragments.whole())
+                elif len(fragments) >= MAX_FRAGMENTS:
+                    self._forget_fragments()
                     self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
         elif opcode <= 2:
             if frame.fin:
                 self._take_message(opcode is TEXT_OPCODE, bytes(frame.data))
             else:
-                self._fragments = [b"t" if opcode is TEXT_OPCODE else b"b", bytes(frame.data)]
+                self._fragments = Fragments(opcode is TEXT_OPCODE, frame.data)
+                self.server.message_deadlines.add(self)
+
+    def _forget_fragments(self) -> None:
+        self._fragments = None
+        self.server.message_deadlines.discard(self)
+
+    def message_timed_out(self) -> None:
+        """A fragmented message is not whole yet: close its connection, unless it grows or waits for us."""
+        if self._fragments is not None and (self._paused_reading or self._fragments.has_grown()):
+            self.server.message_deadlines.add(self)
+        else:
+            self.fail(CloseCode.POLICY_VIOLATION, "message not finished in time")
 
     def _take_message(self, is_text: bool, payload: bytes) -> None:
         if not self._dropping or len(self._inbox) <= self.server.max_queue:

@@ -143,6 +143,10 @@ class WebSocket:
     ws_close_timeout: float = option(
         10.0, "Seconds that the closing handshake may take.", metavar="SECONDS", above=0, duration=True
     )
+    ws_message_timeout: float = option(
+        20.0, "Seconds in which an unfinished fragmented message must grow by 1 KiB; 0 waits for ever.",
+        metavar="SECONDS", low=0, duration=True,
+    )  # fmt: skip
     ws_per_message_deflate: bool = option(True, "Offer compression.", metavar="true|false")
     max_send_queue: int = option(
         1048576, "Unsent bytes after which a room's slow member is closed.", metavar="BYTES", low=1
