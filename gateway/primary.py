@@ -7,27 +7,22 @@ import contextlib
 import logging
 import os
 import random
-import signal
 import socket
 import sys
-from typing import Any
 
-import wscluster
 from wscluster.config import Config, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway import handoff
-from wscluster.gateway.control import ControlServer, InvalidRequest, Request
+from wscluster.gateway.answers import Answers
+from wscluster.gateway.control import ControlServer
+from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.listener import Accepted, Listener
 from wscluster.gateway.placement import make_chooser
-from wscluster.gateway.poller import Poller
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.shed import Shedder
-from wscluster.gateway.spawner import Process, spawn_worker
-from wscluster.gateway.status import Figures, PrimaryFacts, Totals, build_status
-from wscluster.link import Link
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
@@ -40,10 +35,8 @@ from wscluster.packets import (
     Packet,
     Ready,
     Refused,
-    Start,
     WantBus,
 )
-from wscluster.urls import hide_password
 
 logger = logging.getLogger("wscluster.primary")
 
@@ -61,8 +54,6 @@ class Primary:
         assert workers is not None
         self.loop = loop
         self._config = config
-        self._config_json = to_json(config)
-        self._started_at = loop.time()
         self._fleet = Fleet(
             workers,
             config.fleet.worker_startup_timeout,
@@ -75,20 +66,28 @@ class Primary:
             Listener(sock, config.listen.backlog, loop, self._accepted, self._shed_unseen) for sock in sockets
         ]
         self._events = EventLog(config.operate.ready_fd, loop)
-        self._control = ControlServer(config.operate.control_socket, self._answer)
         self._shedder = Shedder(loop)
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
         self._sockets: dict[int, socket.socket] = {}
         self._last_number = 0
-        self._links: dict[int, Link] = {}
-        self._processes: dict[int, Process] = {}
-        self._figures: dict[int, Figures] = {}
-        self._totals = Totals()
-        self._poller = Poller(loop)
+        self._crew = Crew(loop, to_json(config), self._received, self._link_ended, self._exited)
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
+        self._answers = Answers(
+            config=config,
+            fleet=self._fleet,
+            ledger=self._ledger,
+            crew=self._crew,
+            bus=self._bus,
+            listeners=tuple(listener.name for listener in self._listeners),
+            started_at=loop.time(),
+            stop=self.stop,
+            force=self.force,
+            finished=self._finished,
+        )
+        self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
         self._boot_fault: StartError | None = None
         self._shown: set[str] = set()
@@ -137,7 +136,7 @@ class Primary:
 
     def child_pids(self) -> set[int]:
         """Return the processes that are this one's own: its workers and the private Valkey."""
-        return {process.pid for process in self._processes.values()} | {self._bus.pid or 0}
+        return self._crew.pids() | {self._bus.pid or 0}
 
     # Decisions and what follows from them
 
@@ -158,10 +157,9 @@ class Primary:
             case fleet.Kill(worker, reason):
                 level = logging.DEBUG if self._fleet.exit_code is not None else logging.ERROR
                 logger.log(level, "worker %d killed: %s", worker, reason)
-                if worker in self._processes:
-                    self._processes[worker].kill()
+                self._crew.kill(worker)
             case fleet.DrainWorker(worker, code, timeout):
-                self._links[worker].send(Drain(code, "", timeout))
+                self._crew.send(worker, Drain(code, "", timeout))
             case fleet.GiveUpSlot(slot, reason):
                 logger.error("slot %d is given up: %s", slot, reason)
                 self._hand(self._ledger.fail_slot(slot, now))
@@ -179,7 +177,7 @@ class Primary:
             match command:
                 case handoff.HandOff(worker, connections):
                     fds = [self._sockets[offered.number].fileno() for offered in connections]
-                    self._links[worker].send(Offer(connections), fds)
+                    self._crew.send(worker, Offer(connections), fds)
                 case handoff.Release(numbers):
                     for number in numbers:
                         self._sockets.pop(number).close()
@@ -202,8 +200,7 @@ class Primary:
     def _tick(self) -> None:
         self._timer = None
         # What a worker has said in time is heard before it is judged, however late this process is itself.
-        for link in list(self._links.values()):
-            link.receive_all()
+        self._crew.receive_all()
         self._hand(self._ledger.tick(self.loop.time()))
         self._step(fleet.Ticked())
 
@@ -252,28 +249,13 @@ class Primary:
     # Workers
 
     def _spawn(self, command: fleet.Spawn) -> None:
-        worker = command.worker
         try:
-            process, sock = spawn_worker(self.loop, lambda status: self._exited(worker, status))
+            self._crew.spawn(command.slot, command.worker, command.phase)
         except OSError as exc:
-            logger.error("worker %d of slot %d cannot be started: %s", worker, command.slot, exc)
-            self.loop.call_soon(self._step, fleet.Exited(worker, -1, random.random()))
-            return
-        logger.debug("worker %d started in slot %d, pid %d", worker, command.slot, process.pid)
-        self._processes[worker] = process
-        self._figures[worker] = Figures(process.pid)
-        link = Link(
-            sock,
-            self.loop,
-            lambda packet, fds: self._received(worker, packet, fds),
-            lambda: self._link_ended(worker),
-        )
-        self._links[worker] = link
-        link.send(Start(command.slot, worker, command.phase, self._config_json))
+            logger.error("worker %d of slot %d cannot be started: %s", command.worker, command.slot, exc)
+            self.loop.call_soon(self._step, fleet.Exited(command.worker, -1, random.random()))
 
-    def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
-        for fd in fds:  # no packet of a worker carries any
-            os.close(fd)
+    def _received(self, worker: int, packet: Packet) -> None:
         now = self.loop.time()
         match packet:
             case Adopted(numbers):
@@ -281,10 +263,8 @@ class Primary:
             case Refused(numbers):
                 self._hand(self._ledger.refuse(worker, numbers, now))
                 self._arm()
-            case Beat(serial, stats):
-                self._figures[worker].update(stats, now)
+            case Beat(_, stats):
                 self._ledger.report(worker, stats.connections, stats.adopted)
-                self._poller.answered(worker, serial)
                 self._step(fleet.Beaten(worker))
             case Ready():
                 self._became_ready(worker)
@@ -299,7 +279,7 @@ class Primary:
         known = self._fleet.workers[worker]
         if known.state is not fleet.State.STARTING:
             return
-        pid = self._processes[worker].pid
+        pid = self._crew.pid(worker)
         logger.info("worker %d ready in slot %d, pid %d", worker, known.slot, pid)
         self._events.emit("worker_ready", slot=known.slot, pid=pid, phase=known.phase)
         self._step(fleet.BecameReady(worker))
@@ -316,23 +296,13 @@ class Primary:
         logger.log(level, "worker %d cannot become ready: %s", worker, packet.reason)
         self._step(fleet.BootRefused(worker, packet.exit_code, packet.reason))
 
-    def _exited(self, worker: int, status: int) -> None:
-        """The process has ended: read its last words, then take back what it did not adopt."""
-        link = self._links[worker]
-        link.receive_all()
-        if not link.closed:  # a child of the worker holds the other end
-            link.close()
-            self._link_ended(worker)
+    def _exited(self, worker: int, pid: int, status: int) -> None:
         known = self._fleet.workers[worker]
         expected = self._fleet.exit_code is not None or known.boot_error
         level = logging.DEBUG if expected else logging.ERROR
-        logger.log(level, "worker %d of slot %d, pid %d, exited: %s", worker, known.slot, self._processes[worker].pid,
-                   _describe_status(status))  # fmt: skip
-        self._events.emit("worker_exited", slot=known.slot, pid=self._processes.pop(worker).pid, status=status)
-        self._totals.retire(self._figures.pop(worker).stats)
-        del self._links[worker]
+        logger.log(level, "worker %d of slot %d, pid %d, exited: %s", worker, known.slot, pid, describe_status(status))
+        self._events.emit("worker_exited", slot=known.slot, pid=pid, status=status)
         self._wants_bus.discard(worker)
-        self._poller.forget(worker)
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:
@@ -346,51 +316,9 @@ class Primary:
         self._wants_bus.add(worker)
         self._bus.start()  # says at once where it cannot: a program may have been installed since the last refusal
         if known is not None and self._bus_at is known:
-            self._links[worker].send(known)
+            self._crew.send(worker, known)
 
     def _bus_moved(self, url: str | None, reason: str) -> None:
         self._bus_at = BusAt(url, reason)
         for worker in self._wants_bus:
-            self._links[worker].send(self._bus_at)
-
-    # The control socket
-
-    async def _answer(self, request: Request) -> Any:
-        match request:
-            case {"verb": "status"}:
-                await self._poll_workers()
-                return self._status()
-            case {"verb": "stop"}:
-                if request.get("force"):
-                    self.force()
-                elif not self._fleet.stopping:
-                    self.stop()
-                return {"exit_code": await asyncio.shield(self._finished)}
-        raise InvalidRequest(f"this primary ({wscluster.__version__}) knows no such request")
-
-    async def _poll_workers(self) -> None:
-        states = (fleet.State.READY, fleet.State.DRAINING)
-        ready = [worker.id for worker in self._fleet.workers.values() if worker.state in states]
-        await self._poller.poll({worker: self._links[worker] for worker in ready})
-
-    def _status(self) -> dict[str, Any]:
-        url = self._config.bus.redis_url
-        facts = PrimaryFacts(
-            pid=os.getpid(),
-            version=wscluster.__version__,
-            started_at=self._started_at,
-            listeners=tuple(listener.name for listener in self._listeners),
-            sticky=(self._config.placement.sticky,),
-            bus_url=self._bus.address if url is None else hide_password(url),
-            bus_private=url is None,
-        )
-        return build_status(facts, self._fleet, self._ledger, self._figures, self._totals, self.loop.time())
-
-
-def _describe_status(status: int) -> str:
-    if status >= 0:
-        return f"status {status}"
-    try:
-        return f"signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"signal {-status}"
+            self._crew.send(worker, self._bus_at)

@@ -1,0 +1,72 @@
+"""What the primary answers on its control socket, verb by verb."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import wscluster
+from wscluster.config import Config
+from wscluster.gateway.control import InvalidRequest, Request
+from wscluster.gateway.crew import Crew
+from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.fleet_words import State
+from wscluster.gateway.handoff import Ledger
+from wscluster.gateway.redis_server import RedisServer
+from wscluster.gateway.status import PrimaryFacts, build_status
+from wscluster.urls import hide_password
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Answers requests from what the primary knows; ``finished`` has its exit code when it has ended."""
+
+    config: Config
+    fleet: Fleet
+    ledger: Ledger
+    crew: Crew
+    bus: RedisServer
+    listeners: tuple[str, ...]
+    started_at: float
+    stop: Callable[[], None]
+    force: Callable[[], None]
+    finished: asyncio.Future[int]
+
+    async def answer(self, request: Request) -> Any:
+        """Return what is sent back for ``request``.
+
+        Raises:
+            InvalidRequest: There is no such verb; the text goes back to the caller.
+        """
+        match request:
+            case {"verb": "status"}:
+                await self._poll_workers()
+                return self._status()
+            case {"verb": "stop"}:
+                if request.get("force"):
+                    self.force()
+                elif not self.fleet.stopping:
+                    self.stop()
+                return {"exit_code": await asyncio.shield(self.finished)}
+        raise InvalidRequest(f"this primary ({wscluster.__version__}) knows no such request")
+
+    async def _poll_workers(self) -> None:
+        states = (State.READY, State.DRAINING)
+        await self.crew.poll([worker.id for worker in self.fleet.workers.values() if worker.state in states])
+
+    def _status(self) -> dict[str, Any]:
+        url = self.config.bus.redis_url
+        facts = PrimaryFacts(
+            pid=os.getpid(),
+            version=wscluster.__version__,
+            started_at=self.started_at,
+            listeners=self.listeners,
+            sticky=(self.config.placement.sticky,),
+            bus_url=self.bus.address if url is None else hide_password(url),
+            bus_private=url is None,
+        )
+        now = asyncio.get_running_loop().time()
+        return build_status(facts, self.fleet, self.ledger, self.crew.figures, self.crew.totals, now)

@@ -1,0 +1,125 @@
+"""The crew: the workers' processes, the links to them, and what each of them said last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+
+from wscluster.gateway.poller import Poller
+from wscluster.gateway.spawner import Process, spawn_worker
+from wscluster.gateway.status import Figures, Totals
+from wscluster.link import Link
+from wscluster.packets import Beat, Packet, Start
+
+logger = logging.getLogger("wscluster.primary")
+
+
+class Crew:
+    """Starts workers, talks to them, and notices their end; decides nothing.
+
+    Args:
+        loop: The primary's event loop.
+        config: The configuration as JSON, for every worker.
+        on_packet: Called with a worker's id and each packet of it; the figures of a `Beat` are kept before.
+        on_link_end: Called once when nothing more will come from a worker.
+        on_exit: Called with a worker's id, its process id and its exit status (negative: a signal), after its last
+            packet and the end of its link.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: str,
+        on_packet: Callable[[int, Packet], None],
+        on_link_end: Callable[[int], None],
+        on_exit: Callable[[int, int, int], None],
+    ) -> None:
+        self.totals = Totals()
+        self.figures: dict[int, Figures] = {}
+        self._loop = loop
+        self._config = config
+        self._on_packet = on_packet
+        self._on_link_end = on_link_end
+        self._on_exit = on_exit
+        self._links: dict[int, Link] = {}
+        self._processes: dict[int, Process] = {}
+        self._poller = Poller(loop)
+
+    def spawn(self, slot: int, worker: int, phase: int) -> None:
+        """Start a worker.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        process, sock = spawn_worker(self._loop, lambda status: self._exited(worker, status))
+        logger.debug("worker %d started in slot %d, pid %d", worker, slot, process.pid)
+        self._processes[worker] = process
+        self.figures[worker] = Figures(process.pid)
+        link = Link(
+            sock,
+            self._loop,
+            lambda packet, fds: self._received(worker, packet, fds),
+            lambda: self._on_link_end(worker),
+        )
+        self._links[worker] = link
+        link.send(Start(slot, worker, phase, self._config))
+
+    def send(self, worker: int, packet: Packet, fds: Sequence[int] = ()) -> None:
+        """Send ``packet`` to ``worker``, with ``fds`` beside it: they stay open until the worker has answered."""
+        self._links[worker].send(packet, fds)
+
+    def kill(self, worker: int) -> None:
+        """Kill the process of ``worker``, if it has not ended."""
+        if worker in self._processes:
+            self._processes[worker].kill()
+
+    def receive_all(self) -> None:
+        """Read what the workers have said until now."""
+        for link in list(self._links.values()):
+            link.receive_all()
+
+    def pid(self, worker: int) -> int:
+        """Return the process id of ``worker``, which has not ended."""
+        return self._processes[worker].pid
+
+    def pids(self) -> set[int]:
+        """Return the process ids of all workers that have not ended."""
+        return {process.pid for process in self._processes.values()}
+
+    async def poll(self, workers: Iterable[int]) -> None:
+        """Ask for figures of now, and wait for a short while until they have come."""
+        await self._poller.poll({worker: self._links[worker] for worker in workers})
+
+    def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
+        for fd in fds:  # no packet of a worker carries any
+            os.close(fd)
+        if isinstance(packet, Beat):
+            self.figures[worker].update(packet.stats, self._loop.time())
+            self._poller.answered(worker, packet.serial)
+        self._on_packet(worker, packet)
+
+    def _exited(self, worker: int, status: int) -> None:
+        """The process has ended: read its last words, then forget it."""
+        link = self._links[worker]
+        link.receive_all()
+        if not link.closed:  # a child of the worker holds the other end
+            link.close()
+            self._on_link_end(worker)
+        pid = self._processes.pop(worker).pid
+        self.totals.retire(self.figures.pop(worker).stats)
+        del self._links[worker]
+        self._poller.forget(worker)
+        self._on_exit(worker, pid, status)
+
+
+def describe_status(status: int) -> str:
+    """Return how a process with this exit status ended, in words."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
