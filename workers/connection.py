@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from websockets.datastructures import Headers
-from websockets.exceptions import ConcurrencyError, ConnectionClosedOK
+from websockets.exceptions import ConcurrencyError
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from wscluster.workers.outbound import LazyCompressor
+from wscluster.workers.payloads import BYTES_LIKE, chunk_payload, control_payload, each_chunk
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 
     from websockets.protocol import State
 
-    from wscluster.api import Data, DataLike, Joined
+    from wscluster.api import DataLike, Joined
     from wscluster.workers.serve import HandlerServer
-
-_BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
 class Connection(Wire):
@@ -137,55 +136,6 @@ class Connection(Wire):
                     # 32 KiB that most connections, those that only hear rooms, never need.
                     extension.encoder = self._lazy = LazyCompressor(extension)  # type: ignore[assignment]
 
-    # Receiving
-
-    def __aiter__(self) -> AsyncIterator[Data]:
-        return self
-
-    async def __anext__(self) -> Data:
-        try:
-            return await self.recv()
-        except ConnectionClosedOK:
-            raise StopAsyncIteration from None
-
-    @overload
-    async def recv(self, decode: Literal[True]) -> str: ...
-    @overload
-    async def recv(self, decode: Literal[False]) -> bytes: ...
-    @overload
-    async def recv(self, decode: bool | None = None) -> Data: ...
-    async def recv(self, decode: bool | None = None) -> Data:
-        """Return the next message: `str` for text, `bytes` for binary; ``decode`` forces one of them.
-
-        Cancelling it loses nothing: the message is returned by the next call.
-
-        Raises:
-            ConnectionClosed: The connection is closed and every message was taken.
-            ConcurrencyError: Another task waits in `recv` already.
-        """
-        if self._recv_waiter is not None:
-            raise ConcurrencyError("cannot call recv while another coroutine is already running recv")
-        inbox = self._inbox
-        if not inbox and not self._lost:
-            waiter = self._recv_waiter = self.server.loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._recv_waiter = None
-        if inbox:
-            is_text, payload = inbox.pop(0)
-            if self._paused_reading and len(inbox) <= self.server.max_queue // 4:
-                self.resume_reading()
-            if not (is_text if decode is None else decode):
-                return payload
-            try:
-                return payload.decode()
-            except UnicodeDecodeError as exc:
-                self.connection_exc = exc
-                self.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
-        await self.wait_lost()
-        raise self.closed_exception()
-
     # Sending
 
     async def send(
@@ -203,13 +153,13 @@ class Connection(Wire):
             await asyncio.shield(self._fragmenting)
         if isinstance(message, str):
             payload, is_text = message.encode(), text is not False
-        elif isinstance(message, _BYTES_LIKE):
+        elif isinstance(message, BYTES_LIKE):
             payload, is_text = bytes(message), text is True
         else:
             await self._send_fragments(message, text)
             return
         if not self.is_open:
-            await self._raise_closed()
+            raise await self.wait_closed_exception()
         self.write_message(is_text, payload)
         if self._paused_writing:
             await self._drain()
@@ -217,7 +167,7 @@ class Connection(Wire):
     async def _send_fragments(self, message: Iterable[DataLike] | AsyncIterable[DataLike], text: bool | None) -> None:
         if isinstance(message, Mapping):
             raise TypeError("data is a dict-like object")
-        chunks = _each(message)
+        chunks = each_chunk(message)
         try:
             first = await anext(chunks)
         except StopAsyncIteration:
@@ -225,21 +175,21 @@ class Connection(Wire):
         while self._fragmenting is not None:  # another one may have begun while the first chunk was waited for
             await asyncio.shield(self._fragmenting)
         if not self.is_open:
-            await self._raise_closed()
+            raise await self.wait_closed_exception()
         self._fragmenting = self.server.loop.create_future()
-        kind: type[str] | tuple[type[Any], ...] = str if isinstance(first, str) else _BYTES_LIKE
+        kind: type[str] | tuple[type[Any], ...] = str if isinstance(first, str) else BYTES_LIKE
         is_text = (kind is str) if text is None else text
         try:
-            self.write_fragment(is_text, _payload(first, kind), fin=False)
+            self.write_fragment(is_text, chunk_payload(first, kind), fin=False)
             async for chunk in chunks:
-                payload = _payload(chunk, kind)
+                payload = chunk_payload(chunk, kind)
                 if not self.is_open:
-                    await self._raise_closed()
+                    raise await self.wait_closed_exception()
                 self.write_fragment(None, payload, fin=False)
                 if self._paused_writing:
                     await self._drain()
             if not self.is_open:
-                await self._raise_closed()
+                raise await self.wait_closed_exception()
             self.write_fragment(None, b"", fin=True)
             self.server.messages_out += 1
         except BaseException:
@@ -257,10 +207,6 @@ class Connection(Wire):
         await self.wait_writable()
         if self._lost:
             raise self.closed_exception()
-
-    async def _raise_closed(self) -> None:
-        await self.wait_lost()
-        raise self.closed_exception()
 
     # Control
 
@@ -285,9 +231,9 @@ class Connection(Wire):
             ConnectionClosed: The connection is closed.
             ConcurrencyError: A ping with the same data still waits for its pong.
         """
-        payload = None if data is None else _control_payload(data)
+        payload = None if data is None else control_payload(data)
         if not self.is_open:
-            await self._raise_closed()
+            raise await self.wait_closed_exception()
         if payload is not None and self._pings and payload in self._pings:
             raise ConcurrencyError("already waiting for a pong with the same data")
         waiter: asyncio.Future[float] = self.server.loop.create_future()
@@ -302,9 +248,9 @@ class Connection(Wire):
         Raises:
             ConnectionClosed: The connection is closed.
         """
-        payload = _control_payload(data)
+        payload = control_payload(data)
         if not self.is_open:
-            await self._raise_closed()
+            raise await self.wait_closed_exception()
         self.protocol.send_pong(payload)
         self.protocol_changed()
         if self._paused_writing:
@@ -331,7 +277,7 @@ class Connection(Wire):
             ConnectionClosed: The connection is closed.
         """
         if not self.is_open:
-            await self._raise_closed()
+            raise await self.wait_closed_exception()
         return await self.server.bus.join(self, room)
 
     async def leave(self, room: str) -> None:
@@ -364,28 +310,3 @@ def _parse_response(head: bytes) -> Response:
         name, _, value = line.partition(": ")
         headers[name] = value
     return Response(int(code), phrase, headers)
-
-
-async def _each(message: Iterable[DataLike] | AsyncIterable[DataLike]) -> AsyncIterator[DataLike]:
-    if isinstance(message, AsyncIterable):
-        async for chunk in message:
-            yield chunk
-    elif isinstance(message, Iterable):
-        for chunk in message:
-            yield chunk
-    else:
-        raise TypeError("data must be str, bytes, iterable, or async iterable")
-
-
-def _payload(chunk: object, kind: type[str] | tuple[type[Any], ...]) -> bytes:
-    if not isinstance(chunk, kind):
-        raise TypeError("iterable must contain uniform types")
-    return chunk.encode() if isinstance(chunk, str) else bytes(chunk)
-
-
-def _control_payload(data: object) -> bytes:
-    if isinstance(data, str):
-        return data.encode()
-    if isinstance(data, _BYTES_LIKE):
-        return bytes(data)
-    raise TypeError("data must be str or bytes-like")

@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
@@ -17,8 +17,10 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING
 
+from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
+from wscluster.workers.inbox import Inbox
 from wscluster.workers.turns import Turns
 from wscluster.workers.wire import Wire
 
@@ -71,10 +73,10 @@ class HandlerServer:
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
         self.ping_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_interval, self._ping)
         self.pong_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_timeout, self._pong_missing)
-        self.close_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_close_timeout, self._close_timed_out)
-        self.slow_deadlines: Deadlines[Wire] = Deadlines(loop, SLOW_CLOSE_SECONDS, self._reset_slow)
-        self.message_deadlines = Deadlines(loop, config.ws_message_timeout, Wire.message_timed_out)
-        self._all_deadlines: tuple[Deadlines[Wire], ...] = (
+        self.close_deadlines: Deadlines[Closing] = Deadlines(loop, config.ws_close_timeout, self._close_timed_out)
+        self.slow_deadlines: Deadlines[Closing] = Deadlines(loop, SLOW_CLOSE_SECONDS, self._reset_slow)
+        self.message_deadlines = Deadlines(loop, config.ws_message_timeout, Inbox.message_timed_out)
+        self._all_deadlines: tuple[Deadlines[Any], ...] = (
             self.open_deadlines, self.ping_deadlines, self.pong_deadlines, self.close_deadlines, self.slow_deadlines,
             self.message_deadlines,
         )  # fmt: skip
@@ -202,10 +204,10 @@ class HandlerServer:
     def _pong_missing(self, connection: Wire) -> None:
         connection.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
-    def _close_timed_out(self, connection: Wire) -> None:
+    def _close_timed_out(self, connection: Closing) -> None:
         connection.abort(TimeoutError("timed out while closing connection"))
 
-    def _reset_slow(self, connection: Wire) -> None:
+    def _reset_slow(self, connection: Closing) -> None:
         if connection.unsent_bytes():
             connection.abort(TimeoutError("slow consumer"))
 

@@ -1,4 +1,4 @@
-"""The inbound half of a WebSocket connection, and its end.
+"""The inbound half of a WebSocket connection: from bytes to frames.
 
 `Wire` is the asyncio protocol under a handler's `Connection`. It cuts the stream into whole frames itself and gives the
 library's Sans-I/O parser one whole frame at a time, so that the parser always rests at a frame boundary and everything
@@ -13,15 +13,14 @@ import os
 import time
 from typing import TYPE_CHECKING, cast
 
-from websockets.exceptions import ConnectionClosed, InvalidMessage
-from websockets.frames import CONT, PING, PONG, CloseCode, Frame
-from websockets.frames import TEXT as TEXT_OPCODE
+from websockets.exceptions import InvalidMessage
+from websockets.frames import PING, PONG, Frame
 from websockets.http11 import Request
-from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN
+from websockets.protocol import CLOSING, CONNECTING
 
-from wscluster.workers.fragments import MAX_FRAGMENTS, Fragments
 from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
-from wscluster.workers.outbound import WRITE_HIGH_BYTES, Outbound
+from wscluster.workers.inbox import Inbox
+from wscluster.workers.outbound import WRITE_HIGH_BYTES
 
 if TYPE_CHECKING:
     from websockets.server import ServerProtocol
@@ -35,39 +34,23 @@ REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-class Wire(Outbound):
-    """Feeds a Sans-I/O `ServerProtocol` from the transport, keeps the messages that wait, and ends the connection."""
+class Wire(Inbox):
+    """Feeds a Sans-I/O `ServerProtocol` from the transport, and says what the transport says of its end."""
 
-    __slots__ = (
-        "__weakref__", "_dropping", "_eof", "_finished", "_fragments", "_inbox", "_lost", "_lost_waiter", "_need",
-        "_partial", "_paused_reading", "_pings", "_recv_waiter", "_short_way", "connection_exc", "latency", "peer",
-        "request",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_eof", "_need", "_partial", "_pings", "latency", "peer", "request")
 
     def __init__(self, protocol: ServerProtocol, server: HandlerServer, peer: tuple[str, int] | None) -> None:
         super().__init__(protocol, server)
         self.peer = peer
         self.request: Request | None = None
         self.latency = 0.0
-        self.connection_exc: BaseException | None = None
         # What was read and is not parsed: an unfinished frame (of which _need bytes are wanted), or, while the opening
         # handshake goes on, the last bytes of the head and then all that came after it.
         self._partial: bytes | bytearray = b""
         self._need = 0
-        self._short_way = False
         self._eof = False
-        self._lost = False
-        # (is text, payload) of whole messages, oldest first: a few more than max_queue at the most, so that a list is
-        # good (an empty deque takes 600 bytes). Then the fragments of the message that is not whole yet.
-        self._inbox: list[tuple[bool, bytes]] = []
-        self._fragments: Fragments | None = None
-        self._paused_reading = False
-        self._finished = False
-        self._dropping = False
-        self._recv_waiter: asyncio.Future[None] | None = None
         # Payload -> (waiter or None for a keepalive ping, when it was sent), in the order of sending.
         self._pings: dict[bytes, tuple[asyncio.Future[float] | None, float]] | None = None
-        self._lost_waiter: asyncio.Future[None] | None = None
 
     # Transport to protocol
 
@@ -198,49 +181,8 @@ class Wire(Outbound):
                 # Pongs that the client does not read must not pile up: its pings wait in the kernel.
                 self._paused_reading = True
                 self.transport.pause_reading()
-        elif opcode is CONT:
-            fragments = self._fragments
-            if fragments is not None:
-                fragments.add(frame.data)
-                if frame.fin:
-                    self._forget_fragments()
-                    self._take_message(fragments.is_text, fragments.whole())
-                elif len(fragments) >= MAX_FRAGMENTS:
-                    self._forget_fragments()
-                    self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
         elif opcode <= 2:
-            if frame.fin:
-                self._take_message(opcode is TEXT_OPCODE, bytes(frame.data))
-            else:
-                self._fragments = Fragments(opcode is TEXT_OPCODE, frame.data)
-                self.server.message_deadlines.add(self)
-
-    def _forget_fragments(self) -> None:
-        self._fragments = None
-        self.server.message_deadlines.discard(self)
-
-    def message_timed_out(self) -> None:
-        """A fragmented message is not whole yet: close its connection, unless it grows or waits for us."""
-        if self._fragments is not None and (self._paused_reading or self._fragments.has_grown()):
-            self.server.message_deadlines.add(self)
-        else:
-            self.fail(CloseCode.POLICY_VIOLATION, "message not finished in time")
-
-    def _take_message(self, is_text: bool, payload: bytes) -> None:
-        if not self._dropping or len(self._inbox) <= self.server.max_queue:
-            self._inbox.append((is_text, payload))
-
-    def _wake_reader(self) -> None:
-        """Say that messages wait, and pause reading while too many do."""
-        if self._finished:
-            self._inbox.clear()
-            return
-        waiter = self._recv_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-        if len(self._inbox) > self.server.max_queue and not self._paused_reading and not self._dropping:
-            self._paused_reading = True
-            self.transport.pause_reading()
+            self._take_data(frame)
 
     def resume_reading(self) -> None:
         """Read on after a pause: first what was read already and not cut into frames."""
@@ -293,74 +235,6 @@ class Wire(Outbound):
         self._pings = pings
         self.protocol_changed()
 
-    # Protocol to transport
-
-    def protocol_changed(self) -> None:
-        """Write what the protocol wants to send and follow its state."""
-        protocol = self.protocol
-        # First of all, because ending the stream may read on, which asks for the state.
-        self.is_open = is_open = protocol.state is OPEN
-        self._short_way = is_open and protocol.current_size is None
-        for data in protocol.data_to_send():
-            if data:
-                self.transport.write(data)
-            else:
-                self._end_writing()
-        if not is_open and protocol.close_expected() and self not in self.server.close_deadlines:
-            self.server.close_deadlines.add(self)
-
-    def _end_writing(self) -> None:
-        """End the stream: at once after a whole closing handshake, else half, so that the peer still reads our last
-        bytes while it is sending (closing with unread bytes would reset the connection)."""
-        transport = self.transport
-        protocol = self.protocol
-        if (protocol.close_rcvd is not None and protocol.close_sent is not None) or not transport.can_write_eof():
-            transport.close()
-            return
-        self.resume_reading()
-        if not transport.is_closing():
-            try:
-                transport.write_eof()
-            except (OSError, RuntimeError):
-                transport.abort()
-
-    def fail(self, code: int, reason: str) -> None:
-        """Fail the connection (RFC 6455, 7.1.7): a close frame, then the end."""
-        if self.protocol.state is not CLOSED and not self.protocol.eof_sent:
-            self.protocol.fail(code, reason)
-            self.protocol_changed()
-
-    def start_close(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake; nothing when it has begun."""
-        protocol = self.protocol
-        if self.is_open:
-            if self._fragmenting is not None:
-                protocol.fail(CloseCode.INTERNAL_ERROR, "close during fragmented message")
-            else:
-                protocol.send_close(code, reason)
-            self.protocol_changed()
-
-    def stop_taking(self) -> None:
-        """Nobody may take messages any more: read on to the client's close frame, and drop what the queue cannot hold.
-
-        A handler that is still alive while its connection is drained goes on taking them instead.
-        """
-        self._dropping = True
-        self.resume_reading()
-
-    def finish_reading(self) -> None:
-        """The handler has ended: drop what it did not take, and what is still to come."""
-        self._finished = True
-        self._inbox.clear()
-        self.stop_taking()
-
-    def close_slow(self) -> None:
-        """Close a client that does not read: 1013, and a reset where even that cannot be written in time."""
-        if self.is_open:
-            self.protocol.fail(CloseCode.TRY_AGAIN_LATER, "slow consumer")
-            self.protocol_changed()
-            self.server.slow_deadlines.add(self)
-
     def request_received(self, request: Request) -> None:
         """Answer the opening handshake; called once, when the request's head is whole."""
         raise NotImplementedError
@@ -397,24 +271,3 @@ class Wire(Outbound):
                 ping.set_exception(self.closed_exception())
                 # Taken here, so that a ping whose pong nobody awaits is not reported as an error.
                 ping.exception()
-
-    def closed_exception(self) -> ConnectionClosed:
-        """Return the exception that says how the connection closed; only once it has."""
-        exc = self.protocol.close_exc
-        if self.connection_exc is not None:
-            exc.__cause__ = self.connection_exc
-        return exc
-
-    async def wait_lost(self) -> None:
-        """Wait until the TCP connection has ended."""
-        if self._lost:
-            return
-        if self._lost_waiter is None:
-            self._lost_waiter = self.server.loop.create_future()
-        await asyncio.shield(self._lost_waiter)
-
-    def abort(self, exc: BaseException | None = None) -> None:
-        """Reset the TCP connection; ``exc`` says why."""
-        if self.connection_exc is None:
-            self.connection_exc = exc
-        self.transport.abort()
