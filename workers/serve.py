@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import CloseCode
-from websockets.http11 import Request, Response
-from websockets.protocol import CONNECTING
 
 from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
+from wscluster.workers.handshake import Handshakes
 from wscluster.workers.inbox import Inbox
 from wscluster.workers.turns import Turns
 from wscluster.workers.wire import Wire
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from wscluster.workers.bus import Bus
     from wscluster.workers.target import Target
 
-SERVER_HEADER = "wscluster"
 SLOW_CLOSE_SECONDS = 1.0
 """What a slow consumer gets to take its close frame before it is reset."""
 
@@ -67,8 +63,8 @@ class HandlerServer:
         self.draining = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
-        # An asynchronous process_request that is under way ends with its connection.
-        self._answering: dict[Wire, asyncio.Task[object]] = {}
+        self._handshakes = Handshakes(self, target)
+        self.answer = self._handshakes.answer
         self._idle: asyncio.Future[None] | None = None
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
         self.ping_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_interval, self._ping)
@@ -91,13 +87,12 @@ class HandlerServer:
         sock.setblocking(False)
         self.adopted += 1
         factory = functools.partial(Connection, self, (host, port) if host else None)
-        self._spawn(self.loop.connect_accepted_socket(factory, sock), self._transport_made)
+        self.spawn(self.loop.connect_accepted_socket(factory, sock), self._transport_made)
 
     def _transport_made(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.info("a client was gone before its connection began: %s", exc)
-        self._check_idle()
+        self.finished(task)
 
     def connected(self, connection: Wire) -> None:
         """The transport is there: the opening handshake's time runs."""
@@ -112,64 +107,16 @@ class HandlerServer:
         self.turns.discard(connection)
         if isinstance(connection, Connection):
             self.bus.forget(connection)
-        if (answering := self._answering.pop(connection, None)) is not None:
-            answering.cancel()
+        self._handshakes.forget(connection)
         self._check_idle()
 
-    # Opening handshake
-
-    def answer(self, connection: Connection, request: Request) -> None:
-        """Answer the request that begins a connection: process_request first, then the upgrade."""
-        process_request = self._target.process_request
-        if process_request is None:
-            self._respond(connection, request, None)
-            return
-        try:
-            result = process_request(connection, request)
-        except Exception:
-            self._respond(connection, request, _failed(connection))
-            return
-        if inspect.isawaitable(result):
-            connection.transport.pause_reading()
-            answering = self._spawn(self._answer_later(connection, request, result), self._task_done)
-            self._answering[connection] = answering
-        else:
-            self._respond(connection, request, result)
-
-    async def _answer_later(self, connection: Connection, request: Request, result: Awaitable[Response | None]) -> None:
-        try:
-            response = await result
-        except Exception:
-            response = _failed(connection)
-        del self._answering[connection]
-        if not connection.transport.is_closing():
-            connection.transport.resume_reading()
-        self._respond(connection, request, response)
-
-    def _respond(self, connection: Connection, request: Request, response: Response | None) -> None:
-        protocol = connection.protocol
-        if protocol.state is not CONNECTING or protocol.eof_sent or connection.transport.is_closing():
-            return
-        if response is not None and not isinstance(response, Response):
-            connection.logger.error(
-                "process_request returned %r: a Response or None is wanted", type(response).__name__
-            )
-            response = protocol.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error\n")
-        if self.draining:
-            response = protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "Server is shutting down.\n")
-        if response is None:
-            response = protocol.accept(request)
-        response.headers["Server"] = SERVER_HEADER
-        self.open_deadlines.discard(connection)
-        connection.send_response(response)
-        if connection.is_open:
-            self.ping_deadlines.add(connection)
-            self._spawn(self._target.handler(connection), functools.partial(self._handled, connection))
-            connection.read_after_handshake()
+    def opened(self, connection: Connection) -> None:
+        """The opening handshake is done: run the handler."""
+        self.ping_deadlines.add(connection)
+        self.spawn(self._target.handler(connection), functools.partial(self._handled, connection))
 
     def _handled(self, connection: Connection, task: asyncio.Task[object]) -> None:
         """The handler has ended: close its connection, with 1011 where it raised."""
-        self._tasks.discard(task)
         code = CloseCode.NORMAL_CLOSURE
         if task.cancelled():
             code = CloseCode.GOING_AWAY
@@ -178,20 +125,18 @@ class HandlerServer:
             code = CloseCode.INTERNAL_ERROR
         connection.finish_reading()
         connection.start_close(code)
-        self._check_idle()
+        self.finished(task)
 
-    def _spawn(
-        self, coroutine: Awaitable[object], done: Callable[[asyncio.Task[object]], None]
-    ) -> asyncio.Task[object]:
+    def spawn(self, coroutine: Awaitable[object], done: Callable[[asyncio.Task[object]], None]) -> asyncio.Task[object]:
+        """Run ``coroutine`` as a task that a drain waits for; ``done`` is called with it at its end, for `finished`."""
         task: asyncio.Task[object] = self.loop.create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(done)
         return task
 
-    def _task_done(self, task: asyncio.Task[object]) -> None:
+    def finished(self, task: asyncio.Task[object]) -> None:
+        """A task of `spawn` has ended."""
         self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            logger.error("opening handshake failed", exc_info=exc)
         self._check_idle()
 
     # Deadlines
@@ -255,11 +200,3 @@ class HandlerServer:
     def _check_idle(self) -> None:
         if self._idle is not None and not self.connections and not self._tasks and not self._idle.done():
             self._idle.set_result(None)
-
-
-def _failed(connection: Connection) -> Response:
-    connection.logger.error("process_request failed", exc_info=True)
-    return connection.protocol.reject(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "Failed to open a WebSocket connection.\nSee server log for more information.\n",
-    )

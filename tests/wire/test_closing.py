@@ -210,7 +210,7 @@ def test_a_process_request_that_hangs_ends_with_its_connection() -> None:
             writer.write(request())
             assert await read_rest(reader) in (b"", b"<reset>")
             await ended.wait()
-            assert not served.server._answering
+            assert not served.server._handshakes._answering
 
     run(main())
 
