@@ -44,7 +44,12 @@ class Closing(Outbound):
                 self.transport.write(data)
             else:
                 self._end_writing()
-        if not is_open and protocol.close_expected() and self not in self.server.close_deadlines:
+        if is_open:
+            return
+        if protocol.parser_exc is not None:
+            # Its frames hold what could not be parsed and what was inflated of it: a megabyte for each bomb.
+            protocol.parser_exc.__traceback__ = None
+        if protocol.close_expected() and self not in self.server.close_deadlines:
             self.server.close_deadlines.add(self)
 
     def _end_writing(self) -> None:

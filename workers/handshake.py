@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING
 
+from wscluster.workers.request_faults import fault_of
+
 if TYPE_CHECKING:
     from wscluster.workers.connection import Connection
     from wscluster.workers.serve import HandlerServer
@@ -38,6 +40,9 @@ class Handshakes:
 
     def answer(self, connection: Connection, request: Request) -> None:
         """Answer the request that begins a connection: process_request first, then the upgrade."""
+        if (fault := fault_of(request)) is not None:
+            self._respond(connection, request, connection.respond(HTTPStatus.BAD_REQUEST, f"{fault}\n"))
+            return
         if self._process_request is None:
             self._respond(connection, request, None)
             return

@@ -109,6 +109,7 @@ class Inbox(Closing):
         if self._fragments is not None and (self._paused_reading or self._fragments.has_grown()):
             self.server.message_deadlines.add(self)
         else:
+            self._fragments = None
             self.fail(CloseCode.POLICY_VIOLATION, "message not finished in time")
 
     def _take_message(self, is_text: bool, payload: bytes) -> None:

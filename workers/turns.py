@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-TURN_SECONDS = 0.0005
+TURN_SECONDS = 0.0002
 """What a turn of the loop spends on frames for the parser (control frames, fragments, compressed messages).
 
 200 clients that send a compressed megabyte at once, or one that sends 40,000 pings in a segment, then delay the others
