@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from wscluster import __version__
-from wscluster.config import ConfigError, flag_of, option_fields, resolve
+from wscluster.config import ConfigError, flag_of, option_fields
 from wscluster.control_client import ControlError, ask, find, stop
 from wscluster.errors import ExitCode, StartError
 from wscluster.launch import serve
+from wscluster.options import show_value
+from wscluster.sources import Sources, flag_values, resolve
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
@@ -48,21 +50,35 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
+class _Switch(click.Option):
+    """``--access-log/--no-access-log``: its values are ``true`` and ``false``, one for each time that it was given."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        for opts, text in ((self.opts, "true"), (self.secondary_opts, "false")):
+            parser.add_option(obj=self, opts=opts, dest=self.name, action="append_const", const=text)
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> tuple[str, ...]:
+        return tuple(value) if isinstance(value, list) else ()
+
+
 def _serve_options(command: AnyCommand) -> AnyCommand:
-    """Give ``command`` a flag for each field of the configuration; their values stay text until `resolve`."""
+    """Give ``command`` a flag for each field of the configuration; their values stay text until `resolve`.
+
+    Each value is a tuple of what was given, so that a flag that was given twice is seen.
+    """
     for name, (_, item) in reversed(option_fields().items()):
         facts = item.metadata
         text = facts["help"]
         default = "auto" if name == "workers" else item.default
-        if default is not None and "[default" not in text:
-            text += f"  [default: {str(default).lower() if isinstance(default, bool) else _shown(default)}]"
+        if default not in (None, ()) and "[default" not in text:
+            text += f"  [default: {show_value(default)}]"
+        if facts["switch"]:
+            flags = f"{flag_of(name)}/--no-{flag_of(name)[2:]}"
+            command = click.option(flags, name, cls=_Switch, default=None, help=text)(command)
+            continue
         metavar = facts["metavar"] or ("|".join(facts["choices"]) if facts["choices"] else "N")
-        command = click.option(flag_of(name), name, default=None, metavar=metavar, help=text)(command)
+        command = click.option(flag_of(name), name, multiple=True, metavar=metavar, help=text)(command)
     return command
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _find_options(command: AnyCommand) -> AnyCommand:
@@ -78,12 +94,12 @@ def cli() -> None:
 
 
 @cli.command("serve", epilog=EPILOG)
-@click.argument("target")
+@click.argument("target", required=False)
 @_serve_options
-def serve_command(target: str, **flags: str | None) -> int:
+def serve_command(target: str | None, **flags: tuple[str, ...]) -> int:
     """Serve TARGET, a handler `module:attribute`, on every core."""
-    given = {name: text for name, text in flags.items() if text is not None}
-    return serve(resolve(target, given, os.environ))
+    sources = Sources(target, flag_values(flags), os.environ)
+    return serve(resolve(sources).config)
 
 
 @cli.command("status")

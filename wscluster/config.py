@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses grouped by concern.
 
-The flags, the environment variables and their help are derived from these fields, so that each value has one home.
-`resolve` reads what a person gave and says everything that is wrong with it at once.
+The flags, the environment variables, the keys of the file and their help are derived from these fields, so that each
+value has one home.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from wscluster.options import option, parse_value
+from wscluster.options import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Tls:
     ssl_keyfile: str | None = option(
         None, "Private key in PEM form; without it the certificate's file has it.", metavar="FILE"
     )
-    ssl_keyfile_password: str | None = option(None, "Password of the private key.", metavar="TEXT")
+    ssl_keyfile_password: str | None = option(None, "Password of the private key.", metavar="TEXT", secret=True)
     ssl_ca_certs: str | None = option(
         None, "Certificates in PEM form; clients must show one that they have signed.", metavar="FILE"
     )
@@ -167,6 +167,9 @@ class Operate:
     )
     interface: str = option("auto", "What the target is.", choices=("auto", "handler"))
     app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR")
+    env_file: str | None = option(
+        None, "File of KEY=VALUE lines that are set in the environment where it has no such variable.", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,65 +233,3 @@ class ConfigError(ValueError):
 def flag_of(name: str) -> str:
     """Return the flag of the field ``name``: ``--slot-wait`` for ``slot_wait``."""
     return "--" + name.replace("_", "-")
-
-
-def resolve(target: str, flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
-    """Return the configuration that a person means.
-
-    A flag comes before ``WSCLUSTER_<NAME>``, that before the variables that others read too (``REDIS_URL``), and those
-    before the default. An empty variable is as good as none.
-
-    Args:
-        target: ``module:attribute``.
-        flags: Text of each flag that was given, by the name of its field.
-
-    Raises:
-        ConfigError: Something is wrong; it lists every fault.
-    """
-    values: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
-    problems = _check_target(target)
-    for name, (group, item) in option_fields().items():
-        found = _find(name, item.metadata["env"], flags, environment)
-        if found is None:
-            continue
-        source, text = found
-        try:
-            values[group][name] = parse_value(item, text)
-        except ValueError as exc:
-            problems.append(f"{source} {text!r}: {exc}")
-    if problems:
-        raise ConfigError(problems)
-    config = Config(target=target, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
-    problems = _contradictions(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def _find(
-    name: str, others: tuple[str, ...], flags: Mapping[str, str], environment: Mapping[str, str]
-) -> tuple[str, str] | None:
-    if name in flags:
-        return flag_of(name), flags[name]
-    for variable in (f"WSCLUSTER_{name.upper()}", *others):
-        if environment.get(variable):
-            return variable, environment[variable]
-    return None
-
-
-def _check_target(target: str) -> list[str]:
-    module, colon, attribute = target.partition(":")
-    names = [*module.split("."), *attribute.split(".")]
-    if not colon or not all(name.isidentifier() for name in names):
-        return [f"target {target!r}: module:attribute is wanted, such as handlers:chat"]
-    return []
-
-
-def _contradictions(config: Config) -> list[str]:
-    problems = []
-    if config.placement.balance is not None and config.placement.sticky != "none":
-        problems.append(f"--balance {config.placement.balance} needs --sticky none")
-    prefix = config.bus.redis_prefix
-    if not prefix.isprintable() or not 1 <= len(prefix.encode()) <= 64 or set("{}") & set(prefix):
-        problems.append(f"--redis-prefix {prefix!r}: 1 to 64 bytes without braces and control characters are wanted")
-    return problems

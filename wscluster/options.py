@@ -1,10 +1,13 @@
-"""What one field of the configuration may be: how it is declared, and how the text that a person gives is read."""
+"""What one field of the configuration may be: how it is declared, and how the value that a person gives is read."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import field
 from typing import Any
+
+from wscluster.urls import hide_password
 
 
 def option(
@@ -19,19 +22,26 @@ def option(
     above: float | None = None,
     duration: bool = False,
     switch: bool = False,
+    secret: bool = False,
 ) -> Any:
     """Declare one field that a person may set.
 
     ``env`` names variables that are read beside ``WSCLUSTER_<NAME>``, after it. ``low`` and ``high`` are the least and
     the greatest value, ``above`` a bound that is itself excluded. ``duration`` accepts ``1h30m`` beside seconds,
-    ``switch`` makes a flag of a truth value a pair: ``--access-log`` and ``--no-access-log``. A field of the type
-    ``tuple[str, ...]`` is a list: its flag may be repeated, and commas part what is in one text.
+    ``switch`` makes a flag of a truth value a pair: ``--access-log`` and ``--no-access-log``. A ``secret`` is never
+    shown. A field of the type ``tuple[str, ...]`` is a list: its flag may be repeated, and commas part what is in one
+    text.
     """
     metadata = {
-        "help": help, "metavar": metavar, "choices": choices, "env": env,
-        "low": low, "high": high, "above": above, "duration": duration, "switch": switch,
+        "help": help, "metavar": metavar, "choices": choices, "env": env, "low": low, "high": high, "above": above,
+        "duration": duration, "switch": switch, "secret": secret,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
+
+
+def is_list(item: Any) -> bool:
+    """Say whether the dataclass field ``item`` holds several values."""
+    return str(item.type) == "tuple[str, ...]"
 
 
 def parse_value(item: Any, text: str) -> Any:
@@ -40,32 +50,91 @@ def parse_value(item: Any, text: str) -> Any:
     Raises:
         ValueError: It means none; the message says what is wanted.
     """
-    kind = str(item.type).removesuffix(" | None")
-    facts = item.metadata
-    if facts["choices"] and text not in facts["choices"]:
-        raise ValueError(f"one of {', '.join(facts['choices'])} is wanted")
-    if kind == "tuple[str, ...]":
+    kind = _kind(item)
+    if is_list(item):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind == "str":
-        return text
+        return _check_choice(item, text)
     if kind == "bool":
         return _parse_bool(text)
     if item.name == "workers" and text == "auto":
         return None
-    value = _parse_int(text) if kind == "int" else _parse_duration(text) if facts["duration"] else None
-    low, high, above = facts["low"], facts["high"], facts["above"]
+    return _check_range(item, _parse_int(text) if kind == "int" else _parse_duration(text))
+
+
+def take_value(item: Any, value: Any) -> Any:
+    """Return the value of the dataclass field ``item`` that ``value``, a value of TOML or Python, means.
+
+    Text stands for a duration, for a list and for ``auto``; a number or a truth value must be one.
+
+    Raises:
+        ValueError: It means none; the message says what is wanted.
+    """
+    kind = _kind(item)
+    if is_list(item):
+        if isinstance(value, str):
+            return parse_value(item, value)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise ValueError("a list of texts is wanted")
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false is wanted")
+    if kind == "str":
+        if isinstance(value, str):
+            return _check_choice(item, value)
+        raise ValueError("a text is wanted" if not item.metadata["choices"] else _wanted_choice(item))
+    if isinstance(value, str) and (item.metadata["duration"] or value == "auto"):
+        return parse_value(item, value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind == "int":
+        return _check_range(item, value if whole else None)
+    number = whole or (isinstance(value, float) and math.isfinite(value))
+    return _check_range(item, float(value) if number else None)
+
+
+def show_value(value: Any) -> str:
+    """Return the text that means ``value``, as a person would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def hide_secrets(item: Any, value: Any) -> Any:
+    """Return ``value`` of the dataclass field ``item`` as it may be shown: without a password."""
+    if item.metadata["secret"]:
+        return "***"
+    return hide_password(value) if item.name == "redis_url" and isinstance(value, str) else value
+
+
+def _kind(item: Any) -> str:
+    return str(item.type).removesuffix(" | None")
+
+
+def _check_choice(item: Any, text: str) -> str:
+    if item.metadata["choices"] and text not in item.metadata["choices"]:
+        raise ValueError(_wanted_choice(item))
+    return text
+
+
+def _wanted_choice(item: Any) -> str:
+    return f"one of {', '.join(item.metadata['choices'])} is wanted"
+
+
+def _check_range(item: Any, value: float | None) -> float:
+    low, high, above = (item.metadata[name] for name in ("low", "high", "above"))
     if (
         value is None
         or (low is not None and value < low)
         or (high is not None and value > high)
         or (above is not None and value <= above)
     ):
-        raise ValueError(f"{_describe_range(kind, low, high, above)} is wanted" + _or_auto(item.name))
+        auto = ", or auto" if item.name == "workers" else ""
+        raise ValueError(f"{_describe_range(_kind(item), low, high, above)} is wanted{auto}")
     return value
-
-
-def _or_auto(name: str) -> str:
-    return ", or auto" if name == "workers" else ""
 
 
 def _describe_range(kind: str, low: float | None, high: float | None, above: float | None) -> str:

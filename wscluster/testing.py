@@ -57,7 +57,8 @@ class Cluster:
         app_dir: Folder from which the target is imported; the working directory where it is None.
         env: Variables for the primary and its workers, beside those of this process.
         command: What comes before ``serve``, to run it under another program.
-        options: Any flag of ``serve`` under its name: ``graceful_timeout=1`` is ``--graceful-timeout 1``.
+        options: Any flag of ``serve`` under its name: ``graceful_timeout=1`` is ``--graceful-timeout 1``. A list gives
+            the flag once for each of its items, None does not give it, a truth value turns a switch on or off.
 
     Attributes:
         events: The lifecycle events so far, oldest first.
@@ -115,7 +116,7 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="wscluster-test-"))
         self._options.setdefault("control_socket", str(self._folder / "control.sock"))
         read, write = os.pipe()
-        flags = [text for name, value in self._options.items() for text in (flag_of(name), _as_flag(value))]
+        flags = [text for name, value in self._options.items() for text in _as_flags(name, value)]
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, "serve", self.target, "--ready-fd", str(write), *flags,
@@ -315,8 +316,14 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _as_flag(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _as_flags(name: str, value: Any) -> list[str]:
+    flag = flag_of(name)
+    if value is None:
+        return []
+    if isinstance(value, bool) and option_fields()[name][1].metadata["switch"]:
+        return [flag if value else f"--no-{flag[2:]}"]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [text for item in values for text in (flag, str(item).lower() if isinstance(item, bool) else str(item))]
 
 
 def _clean_environment() -> dict[str, str]:

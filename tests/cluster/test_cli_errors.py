@@ -120,7 +120,7 @@ def test_a_module_that_raises_on_import_shows_the_users_own_traceback_once(
     [
         ([], ["Missing command"]),
         (["frobnicate"], ["No such command 'frobnicate'"]),
-        (["serve"], ["Missing argument 'TARGET'"]),
+        (["serve"], ["no target is given: name one, such as handlers:chat"]),
         (["serve", "good"], ["target 'good': module:attribute is wanted"]),
         (["serve", "good:"], ["target 'good:': module:attribute is wanted"]),
         (["serve", ":handler"], ["target ':handler': module:attribute is wanted"]),
@@ -138,6 +138,8 @@ def test_a_module_that_raises_on_import_shows_the_users_own_traceback_once(
         (["serve", "good:handler", "--graceful-timeout", "soon"], ["--graceful-timeout 'soon': a number of seconds"]),
         (["serve", "good:handler", "--ws-per-message-deflate", "maybe"], ["true or false is wanted"]),
         (["serve", "good:handler", "--ready-fd", "-1"], ["--ready-fd '-1': a whole number of 0 or more"]),
+        (["serve", "good:handler", "--access-log", "--no-access-log"], ["--access-log: it was given twice"]),
+        (["serve", "good:handler", "--port", "1", "--port", "1"], ["--port: it was given twice, and holds one value"]),
         (
             ["serve", "good", "--workers", "banana", "--port", "x", "--sticky", "glue", "--slot-wait", "-1"],
             ["target 'good'", "--port 'x'", "--workers 'banana'", "--sticky 'glue'", "--slot-wait '-1'"],

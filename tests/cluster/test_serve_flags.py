@@ -22,6 +22,11 @@ from wscluster.testing import Cluster
 SERVED = "tests.cluster.obeying:obey"
 GIVEN = ("workers", "host", "port", "graceful_timeout", "control_socket", "ready_fd", "app_dir", "redis_url")
 """What the test gives itself, for the sake of the other processes."""
+ELSEWHERE = {
+    "bind", "uds", "fd", "proxy_protocol", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs",
+    "process_request", "process_response", "select_subprotocol", "basic_auth", "allowed_origins", "env_file",
+}  # fmt: skip
+"""What changes how a client must connect, or needs a file: tests of their own have it."""
 VALUES = {
     "backlog": "100",
     "timeout_worker_healthcheck": "1m",
@@ -42,6 +47,12 @@ VALUES = {
     "ws_per_message_deflate": "false",
     "max_send_queue": "2097152",
     "log_level": "debug",
+    "proxy_allow_from": "10.0.0.0/8,::1/128",
+    "subprotocols": "chat,other",
+    "proxy_headers": "false",
+    "forwarded_allow_ips": "10.0.0.1",
+    "access_log": "true",
+    "interface": "handler",
 }
 
 
@@ -82,7 +93,7 @@ async def serving(
 
 @pytest.mark.parametrize("how", ["flag", "variable"])
 def test_every_flag_is_taken_from_the_command_line_and_from_the_environment(tmp_path: Path, how: str) -> None:
-    assert {*VALUES, *GIVEN} == option_fields().keys(), "this test has a value for every option"
+    assert {*VALUES, *GIVEN, *ELSEWHERE} == option_fields().keys(), "this test has a value for every option"
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "app.py").write_text(
         "import json, wscluster\n"
@@ -103,7 +114,7 @@ def test_every_flag_is_taken_from_the_command_line_and_from_the_environment(tmp_
         env: dict[str, str] = {}
         for name, value in values.items():
             if how == "flag":
-                arguments += [flag_of(name), value]
+                arguments += _arguments(name, value)
                 # A flag comes before its variable.
                 env["WSCLUSTER_" + name.upper()] = "nonsense"
             else:
@@ -130,6 +141,12 @@ def test_every_flag_is_taken_from_the_command_line_and_from_the_environment(tmp_
 
     with Valkey(tmp_path) as valkey:
         run(main(valkey))
+
+
+def _arguments(name: str, value: str) -> list[str]:
+    if option_fields()[name][1].metadata["switch"]:
+        return [flag_of(name) if value == "true" else f"--no-{flag_of(name)[2:]}"]
+    return [flag_of(name), value]
 
 
 def _client(host: str, port: int) -> Any:

@@ -1,0 +1,169 @@
+"""Where a configuration comes from: flags before the environment, that before the file, that before the defaults.
+
+Everything that is wrong is said at once, each fault with its flag, variable or line of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
+from wscluster.options import hide_secrets, is_list, parse_value, take_value
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One value that a person gave.
+
+    Attributes:
+        place: Where, as a fault begins: ``--port``, ``WSCLUSTER_PORT``, ``wscluster.toml:3: port``.
+        origin: Where, in words: ``flag --port``, ``variable PORT``, ``file wscluster.toml:3``.
+        value: The texts of a flag, the text of a variable, or a value of TOML or Python.
+        texts: False for a value of TOML or Python.
+    """
+
+    place: str
+    origin: str
+    value: Any
+    texts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that a person gave, from the strongest source to the weakest.
+
+    Attributes:
+        target: ``module:attribute`` of the command line; None where the file may name it.
+        flags: By the name of the field; what `flag_values` or `argument_values` made.
+        environment: The variables.
+        file: By the name of the field; ``target`` is one too.
+        variable_lines: For variables that come from a file of variables: ``.env:3``.
+    """
+
+    target: str | None = None
+    flags: Mapping[str, Given] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    file: Mapping[str, Given] = field(default_factory=dict)
+    variable_lines: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration, and for each of its values (``target`` too) where it came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def flag_values(flags: Mapping[str, str | tuple[str, ...]]) -> dict[str, Given]:
+    """Return what was given as flags, by the names of their fields: the texts of each flag, or its only one."""
+    found = {}
+    for name, texts in flags.items():
+        if texts != ():
+            values = (texts,) if isinstance(texts, str) else texts
+            found[name] = Given(flag_of(name), f"flag {flag_of(name)}", values)
+    return found
+
+
+def argument_values(arguments: Mapping[str, Any]) -> dict[str, Given]:
+    """Return what was given as arguments of a Python function; None is as good as nothing."""
+    return {
+        name: Given(name, f"argument {name}", value, texts=False)
+        for name, value in arguments.items()
+        if value is not None
+    }
+
+
+def resolve(sources: Sources) -> Resolved:
+    """Return the configuration that a person means.
+
+    A flag comes before ``WSCLUSTER_<NAME>``, that before the variables that others read too (``REDIS_URL``), those
+    before the file, and that before the default. An empty variable is as good as none.
+
+    Raises:
+        ConfigError: Something is wrong; it lists every fault.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    places: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    target, problems = _find_target(sources, origins)
+    for name, (group, item) in option_fields().items():
+        given = find_given(name, sources)
+        places[name] = given.place if given is not None else flag_of(name)
+        origins[name] = given.origin if given is not None else "default"
+        if given is None:
+            continue
+        try:
+            values[group][name] = _read(item, given)
+        except ValueError as exc:
+            problems.append(f"{given.place}{_shown(item, given)}: {exc}")
+    if problems:
+        raise ConfigError(problems)
+    config = Config(target=target, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
+    problems = _contradictions(config, places.__getitem__)
+    if problems:
+        raise ConfigError(problems)
+    return Resolved(config, origins)
+
+
+def find_given(name: str, sources: Sources) -> Given | None:
+    """Return what the strongest source that has it says of the field ``name``; None: nobody says anything."""
+    if name in sources.flags:
+        return sources.flags[name]
+    for variable in (f"WSCLUSTER_{name.upper()}", *option_fields()[name][1].metadata["env"]):
+        if text := sources.environment.get(variable):
+            line = sources.variable_lines.get(variable)
+            place, origin = (f"{line}: {variable}", f" of {line}") if line is not None else (variable, "")
+            return Given(place, f"variable {variable}{origin}", (text,))
+    return sources.file.get(name)
+
+
+def _read(item: Any, given: Given) -> Any:
+    if not given.texts:
+        return take_value(item, given.value)
+    if is_list(item):
+        return parse_value(item, ",".join(given.value))
+    if len(given.value) > 1:
+        raise ValueError("it was given twice, and holds one value")
+    return parse_value(item, given.value[0])
+
+
+def _shown(item: Any, given: Given) -> str:
+    if given.texts and len(given.value) > 1 and not is_list(item):
+        return ""
+    value = given.value[0] if given.texts and len(given.value) == 1 else given.value
+    return f" {hide_secrets(item, value)!r}"
+
+
+def _find_target(sources: Sources, origins: dict[str, str]) -> tuple[str, list[str]]:
+    target, place, origins["target"] = sources.target, "target", "argument TARGET"
+    if target is None:
+        given = sources.file.get("target")
+        if given is None:
+            return "", [
+                "no target is given: name one, such as handlers:chat, as an argument or as `target` in the file"
+            ]
+        target, place, origins["target"] = given.value, given.place, given.origin
+    if not isinstance(target, str) or not _is_target(target):
+        return "", [f"{place} {target!r}: module:attribute is wanted, such as handlers:chat"]
+    return target, []
+
+
+def _is_target(target: str) -> bool:
+    module, colon, attribute = target.partition(":")
+    return bool(colon) and all(name.isidentifier() for name in (*module.split("."), *attribute.split(".")))
+
+
+def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
+    """Return what does not go together; ``place`` says where a field's value stands."""
+    problems = []
+    if config.placement.balance is not None and config.placement.sticky != "none":
+        problems.append(f"{place('balance')} {config.placement.balance} needs --sticky none")
+    prefix = config.bus.redis_prefix
+    if not prefix.isprintable() or not 1 <= len(prefix.encode()) <= 64 or set("{}") & set(prefix):
+        problems.append(
+            f"{place('redis_prefix')} {prefix!r}: 1 to 64 bytes without braces and control characters are wanted"
+        )
+    return problems
