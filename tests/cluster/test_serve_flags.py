@@ -44,6 +44,7 @@ VALUES = {
     "ws_ping_timeout": "0",
     "ws_open_timeout": "9",
     "ws_close_timeout": "8",
+    "ws_message_timeout": "7",
     "ws_per_message_deflate": "false",
     "max_send_queue": "2097152",
     "log_level": "debug",

@@ -33,7 +33,7 @@ DEFAULTS = """
 --worker-startup-timeout 60 --slot-wait 2 --bus-timeout 5 --max-send-queue 1048576 --room-log 100 --room-log-ttl 60
 --redis-prefix wscluster --ws-max-size 1048576 --ws-max-queue 16 --ws-per-message-deflate true --app-dir .
 --proxy-protocol off --proxy-allow-from 127.0.0.0/8,::1/128 --proxy-headers true --forwarded-allow-ips 127.0.0.1
---access-log false --interface auto
+--access-log false --interface auto --ws-message-timeout 20
 """
 NO_DEFAULT = {
     "balance", "redis_url", "ready_fd", "control_socket", "uds", "fd", "env_file", "ssl_certfile", "ssl_keyfile",
