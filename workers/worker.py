@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from wscluster import context, logs
 from wscluster.config import Config, from_json
+from wscluster.control_paths import default_path
 from wscluster.errors import ExitCode, TargetError
 from wscluster.link import Link
 from wscluster.loops import new_event_loop
@@ -84,6 +85,7 @@ class Worker:
         self._started: asyncio.Future[Start] = loop.create_future()
         self._drain: asyncio.Future[Drain] = loop.create_future()
         self._this: ThisWorker | None = None
+        self.control_socket = ""
         self._bus: Bus | None = None
         self._server: HandlerServer | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
@@ -97,6 +99,7 @@ class Worker:
         config = from_json(start.config)
         logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}")
         self._this = ThisWorker(start)
+        self.control_socket = _control_socket(config)
         self._bus = Bus(config.bus, config.websocket.max_send_queue, self.loop, self._want_bus)
         context.enter(self)
         try:
@@ -272,6 +275,11 @@ class Worker:
             slow_closed=bus.slow_closed,
             bus_connected=bus.connected,
         )
+
+
+def _control_socket(config: Config) -> str:
+    # Absolute, because the target may change its folder.
+    return os.path.abspath(config.operate.control_socket or default_path(os.getppid()))
 
 
 def _rss_bytes() -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wscluster.context import publish
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
     from wscluster.marks import lifespan, process_request
+    from wscluster.publisher import Publisher, SyncPublisher
 
     this_worker: ThisWorker
 
@@ -25,6 +26,8 @@ _HOMES = {
     "Joined": "wscluster.api",
     "Message": "wscluster.api",
     "NotInWorker": "wscluster.errors",
+    "Publisher": "wscluster.publisher",
+    "SyncPublisher": "wscluster.publisher",
     "WsclusterError": "wscluster.errors",
     "lifespan": "wscluster.marks",
     "process_request": "wscluster.marks",
@@ -38,6 +41,8 @@ __all__ = [
     "Joined",
     "Message",
     "NotInWorker",
+    "Publisher",
+    "SyncPublisher",
     "WsclusterError",
     "lifespan",
     "process_request",

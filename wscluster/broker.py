@@ -1,6 +1,6 @@
-"""Redis or Valkey: the one file that knows redis-py, whose connection speaks the protocol and logs in.
+"""Redis or Valkey: the one file that knows redis-py, whose connections speak the protocol and log in.
 
-`Commands` (`wscluster/commands.py`) and `Subscriber` (`wscluster/subscriber.py`) stand on it.
+`Commands`, `Subscriber` and `BlockingCommands`, each in a module of its own, stand on it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import socket
+from typing import Any
 
+from redis import connection as blocking
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 
@@ -18,6 +21,7 @@ from wscluster.urls import find_url_fault, hide_password
 __all__ = [
     "CONNECT_SECONDS",
     "AbstractConnection",
+    "BlockingConnection",
     "NoScriptError",
     "Opened",
     "RedisError",
@@ -25,15 +29,38 @@ __all__ = [
     "backoff",
     "end_connection",
     "make_connection",
+    "open_blocking",
     "open_connection",
     "probe",
 ]
 
 Opened = tuple[AbstractConnection, asyncio.WriteTransport]
+BlockingConnection = blocking.AbstractConnection
 
 FIRST_BACKOFF = 0.05
 MAX_BACKOFF = 2.0
 CONNECT_SECONDS = 2.5
+UNANSWERED_SECONDS = 4.0
+"""What was sent over TCP and is not acknowledged for so long ends the connection."""
+
+# For every connection, whatever its URL says: these are not for a URL to decide.
+_ALWAYS: dict[str, Any] = {
+    "protocol": 2,
+    "decode_responses": False,
+    "socket_timeout": None,
+    "socket_connect_timeout": CONNECT_SECONDS,
+    "health_check_interval": 0,
+    "retry": None,
+    "retry_on_timeout": False,
+}
+# Over TCP. With TCP_USER_TIMEOUT the kernel itself gives up on a peer that acknowledges nothing, which writing alone
+# would not show for a quarter of an hour (tcp(7)).
+_ALWAYS_TCP: dict[str, Any] = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": (
+        {socket.TCP_USER_TIMEOUT: round(UNANSWERED_SECONDS * 1000)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+    ),
+}
 
 
 def make_connection(url: str) -> AbstractConnection:
@@ -43,18 +70,8 @@ def make_connection(url: str) -> AbstractConnection:
         ValueError: The URL is malformed.
     """
     pool = ConnectionPool.from_url(url)
-    # After the URL's own parameters: these are not for the URL to decide.
-    pool.connection_kwargs.update(
-        protocol=2,
-        decode_responses=False,
-        socket_timeout=None,
-        socket_connect_timeout=CONNECT_SECONDS,
-        health_check_interval=0,
-        retry=None,
-        retry_on_timeout=False,
-    )
-    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
-        pool.connection_kwargs["socket_keepalive"] = True
+    over_tcp = not issubclass(pool.connection_class, UnixDomainSocketConnection)
+    pool.connection_kwargs.update(_ALWAYS | (_ALWAYS_TCP if over_tcp else {}))
     connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
     return connection
 
@@ -75,6 +92,23 @@ async def open_connection(url: str) -> Opened:
         raise
     assert connection._writer is not None
     return connection, connection._writer.transport
+
+
+def open_blocking(url: str, timeout: float) -> BlockingConnection:
+    """Return an open connection for code without an event loop; each wait while it opens takes ``timeout`` seconds.
+
+    Raises:
+        ValueError: The URL is malformed.
+        RedisError, OSError: The server cannot be reached, refuses, or does not answer.
+    """
+    pool = blocking.ConnectionPool.from_url(url)
+    over_tcp = not issubclass(pool.connection_class, blocking.UnixDomainSocketConnection)
+    pool.connection_kwargs.update(_ALWAYS | (_ALWAYS_TCP if over_tcp else {}))
+    pool.connection_kwargs.update(socket_connect_timeout=timeout, socket_timeout=timeout)
+    connection = pool.make_connection()
+    assert isinstance(connection, BlockingConnection)
+    connection.connect()  # type: ignore[no-untyped-call]
+    return connection
 
 
 async def end_connection(connection: AbstractConnection, transport: asyncio.WriteTransport) -> None:

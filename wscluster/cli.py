@@ -13,7 +13,7 @@ import click
 from wscluster import __version__
 from wscluster.config import ConfigError, flag_of, option_fields
 from wscluster.control_client import ControlError, ask, find, stop
-from wscluster.errors import ExitCode, StartError
+from wscluster.errors import BusUnavailable, ExitCode, StartError
 from wscluster.launch import serve
 from wscluster.options import show_value
 from wscluster.sources import Sources, flag_values, resolve
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     except (StartError, ControlError) as exc:
         return _fail(str(exc), exc.exit_code)
+    except BusUnavailable as exc:
+        return _fail(str(exc), ExitCode.FAILED)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
@@ -123,3 +125,39 @@ def status_command(control_socket: str | None, pid: int | None, port: int | None
 def stop_command(control_socket: str | None, pid: int | None, port: int | None, force: bool) -> int:
     """Stop the cluster: close every connection, wait until all processes have ended."""
     return stop(find(control_socket, pid, port), force=force)
+
+
+@cli.command("publish")
+@click.argument("room")
+@click.argument("message")
+@_find_options
+@click.option("--redis-url", metavar="URL", help="Redis or Valkey of the cluster, instead of a primary to ask.")
+@click.option(
+    "--prefix", "--redis-prefix", metavar="PREFIX", help="Prefix of the cluster, where it is not the primary's."
+)
+@click.option("--binary", is_flag=True, help="Send bytes, not text.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def publish_command(
+    room: str,
+    message: str,
+    redis_url: str | None,
+    prefix: str | None,
+    binary: bool,
+    as_json: bool,
+    **primary: Any,
+) -> int:
+    """Send MESSAGE to every member of ROOM and print its position; MESSAGE - is read from standard input.
+
+    Without --redis-url and without a primary that is named, REDIS_URL says where the bus is, else the only primary
+    that runs.
+    """
+    from wscluster.publish_verb import publish_once
+    from wscluster.publisher import SyncPublisher
+
+    try:
+        publisher = SyncPublisher(redis_url, prefix=prefix, **primary)
+        position = publish_once(publisher, room, message, binary=binary)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    print(json.dumps({"room": room, "position": position}) if as_json else position)
+    return ExitCode.OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from wscluster.broker import (
@@ -19,9 +20,10 @@ from wscluster.broker import (
     open_connection,
 )
 from wscluster.envelope import PUBLISH_SCRIPT
+from wscluster.errors import WsclusterError
 from wscluster.unsent import Argument, Command, UnsentCommands
 
-CLOSING = "not sent, because the worker is closing"
+CLOSING = "not sent, because this side is closing"
 
 logger = logging.getLogger("wscluster.bus")
 
@@ -32,11 +34,19 @@ class Commands:
     Args:
         url: The server.
         timeout: Seconds within which each command is answered or fails.
+        find_url: Asked where the server is when it cannot be reached; it may raise `WsclusterError`.
     """
 
-    def __init__(self, url: str, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        loop: asyncio.AbstractEventLoop,
+        find_url: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         self._url = url
         self._timeout = timeout
+        self._find_url = find_url
         self._loop = loop
         self._unsent = UnsentCommands()
         self._wake = asyncio.Event()
@@ -84,13 +94,13 @@ class Commands:
             await self._wait_work()
             if failures:
                 await asyncio.sleep(backoff(failures - 1))
+                await self._look_again()
+            failures += 1  # until it has answered
             try:
                 connection, transport = await self._connect()
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
-                failures += 1
                 continue
-            failures += 1  # until it has answered
             try:
                 while True:
                     await self._wait_work()
@@ -101,8 +111,19 @@ class Commands:
             except (RedisError, OSError) as exc:
                 self._last_error = str(exc) or "no answer"
                 logger.warning("the bus does not answer: %s", self._last_error)
+            except Exception:
+                self._last_error = "a fault of wscluster"
+                logger.exception("a pipeline to the bus failed: connecting again")
             finally:
                 await end_connection(connection, transport)
+
+    async def _look_again(self) -> None:
+        if self._find_url is None:
+            return
+        try:
+            self._url = await self._find_url()
+        except WsclusterError as exc:
+            self._last_error = str(exc)
 
     async def _connect(self) -> Opened:
         """Open a connection whose server knows the script: learnt within a pipeline, its first would be its last."""
@@ -127,6 +148,7 @@ class Commands:
         """Send ``batch`` and read its answers; what the server did not know the script for is sent once more."""
         if not batch:
             return
+        unknown: list[Command] = []
         try:
             async with asyncio.timeout_at(max(batch[0].deadline, self._loop.time() + 0.1)):
                 unknown = await self._pipeline(connection, batch)
@@ -136,6 +158,9 @@ class Commands:
                     await connection.read_response(timeout=math.inf, disconnect_on_error=False)
                     for command in await self._pipeline(connection, unknown):
                         command.fail("the server forgets its scripts")
+        except ResponseError as exc:
+            for command in unknown:
+                command.fail(f"the server refuses the script: {exc}")
         finally:
             for command in batch:
                 command.fail("no answer: whether it was done is unknown")

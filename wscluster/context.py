@@ -18,6 +18,8 @@ class WorkerContext(Protocol):
 
     @property
     def this_worker(self) -> ThisWorker: ...
+    @property
+    def control_socket(self) -> str: ...
 
     async def publish(self, room: str, message: DataLike) -> str: ...
 
@@ -40,6 +42,11 @@ def current(what: str) -> WorkerContext:
     if _context is None:
         raise NotInWorker(what)
     return _context
+
+
+def control_socket() -> str | None:
+    """Return the path of the primary's control socket; None where this process is no worker."""
+    return None if _context is None else _context.control_socket
 
 
 async def publish(room: str, message: DataLike) -> str:

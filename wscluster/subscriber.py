@@ -22,6 +22,10 @@ PING_SECONDS = 1.5
 PONG_SECONDS = 2.5
 """Silence after a PING that means the server is gone: with the interval before it, noticed within 4 seconds."""
 
+LATE_SECONDS = 0.25
+"""A loop that is late by more than that has not yet read what came meanwhile: it gets as long to do so, once."""
+FAULTS_FORGOTTEN_SECONDS = 10.0
+
 logger = logging.getLogger("wscluster.bus")
 
 
@@ -55,6 +59,7 @@ class Subscriber:
         self._wake = asyncio.Event()
         self._heard_at = 0.0
         self._pinged_at: float | None = None
+        self._late = False
         self.connected = False
         self._task = loop.create_task(self._run())
 
@@ -74,9 +79,10 @@ class Subscriber:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        failures = 0
+        failures = faults = 0
         while True:
             reason = "it closed the connection"
+            began = self._loop.time()
             try:
                 connection, transport = await open_connection(self._url)
                 try:
@@ -89,13 +95,26 @@ class Subscriber:
                     await end_connection(connection, transport)
             except (RedisError, OSError) as exc:
                 reason = str(exc) or "no answer"
-            if self.connected:
-                self.connected = False
-                self._on_lost(reason)
-            elif failures == 0:
-                logger.warning("the bus cannot be reached: %s; trying again", reason)
-            await asyncio.sleep(backoff(failures))
+                faults = 0
+            except Exception:
+                # Ours: what was heard may not have been handled. Whoever subscribes again looks at what was missed.
+                logger.exception("what the bus said could not be handled: connecting again")
+                reason = "what it said could not be handled"
+                faults = faults + 1 if self._loop.time() - began < FAULTS_FORGOTTEN_SECONDS else 1
+            self._ended(reason, first=failures == 0)
+            await asyncio.sleep(backoff(failures + faults))
             failures += 1
+
+    def _ended(self, reason: str, *, first: bool) -> None:
+        if not self.connected:
+            if first:
+                logger.warning("the bus cannot be reached: %s; trying again", reason)
+            return
+        self.connected = False
+        try:
+            self._on_lost(reason)
+        except Exception:
+            logger.exception("the loss of the bus could not be handled")
 
     async def _live(self, connection: AbstractConnection, transport: asyncio.WriteTransport) -> None:
         """Hear and speak until the connection ends, which it does by an exception."""
@@ -143,12 +162,16 @@ class Subscriber:
         if self._pinged_at is not None and self._heard_at >= self._pinged_at:
             self._pinged_at = None
         if self._pinged_at is not None:
-            if now - self._pinged_at >= PONG_SECONDS:
+            late = now - self._pinged_at - PONG_SECONDS
+            if late > LATE_SECONDS and not self._late:
+                self._late = True
+                self._pinged_at = now - PONG_SECONDS + LATE_SECONDS
+            elif late >= 0:
                 raise ConnectionResetError(f"no answer to a PING within {PONG_SECONDS:g} s")
             return self._pinged_at + PONG_SECONDS
         if now - self._heard_at < PING_SECONDS:
             return self._heard_at + PING_SECONDS
-        self._pinged_at = now
+        self._pinged_at, self._late = now, False
         await _say(connection, "PING")
         return now + PONG_SECONDS
 

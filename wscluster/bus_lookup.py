@@ -1,0 +1,80 @@
+"""Where the bus of a cluster is, for a program that is none of its workers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from wscluster import config, context
+from wscluster.broker import make_connection
+from wscluster.control_client import ask, find
+from wscluster.errors import BusUnavailable
+from wscluster.urls import find_url_fault, hide_password
+
+
+@dataclass(frozen=True, slots=True)
+class BusFacts:
+    """A bus and how its cluster uses it; times in seconds."""
+
+    url: str = field(repr=False)
+    prefix: str
+    room_log: int
+    room_log_ttl: float
+    bus_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class BusLookup:
+    """What a program said about the bus; `find` says where it is.
+
+    The first of these counts: ``redis_url``; the primary that is named; in a worker, its own primary; the variable
+    ``REDIS_URL``; the only primary that runs. A primary also says how its cluster uses the bus; ``prefix`` comes before
+    what it says.
+    """
+
+    redis_url: str | None = field(default=None, repr=False)
+    prefix: str | None = None
+    control_socket: str | None = None
+    pid: int | None = None
+    port: int | None = None
+
+    def __post_init__(self) -> None:
+        named = [self.control_socket, self.pid, self.port] != [None, None, None]
+        if self.redis_url is not None:
+            if named:
+                raise ValueError("both a redis_url and a primary are given: one of them says where the bus is")
+            _check_url("redis_url", self.redis_url)
+
+    def find(self) -> BusFacts:
+        """Return where the bus is; a private Valkey that does not run yet is started.
+
+        Raises:
+            ControlError: No primary runs, or several do.
+            BusUnavailable: The primary cannot start its private Valkey.
+            ValueError: ``REDIS_URL`` is malformed.
+        """
+        url, control_socket = self.redis_url, self.control_socket
+        if url is None and control_socket is None and self.pid is None and self.port is None:
+            control_socket = context.control_socket()
+            if control_socket is None and (url := os.environ.get("REDIS_URL") or None) is not None:
+                _check_url("REDIS_URL", url)
+        if url is not None:
+            bus = config.Bus()
+            return BusFacts(url, self.prefix or bus.redis_prefix, bus.room_log, bus.room_log_ttl, bus.bus_timeout)
+        told = ask(find(control_socket, self.pid, self.port), "bus")
+        if told["url"] is None:
+            raise BusUnavailable(f"the bus is unavailable: {told['reason']}")
+        return BusFacts(
+            told["url"], self.prefix or told["prefix"], told["room_log"], told["room_log_ttl"], told["bus_timeout"]
+        )
+
+
+def _check_url(name: str, url: str) -> None:
+    fault = find_url_fault(url)
+    if fault is None:
+        try:
+            make_connection(url)
+            return
+        except (ValueError, TypeError) as exc:
+            fault = str(exc)
+    raise ValueError(f"{name} {hide_password(url)}: {fault}")
