@@ -20,6 +20,7 @@ from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.listener import Accepted, Listener
+from wscluster.gateway.peek import Peeker
 from wscluster.gateway.placement import make_chooser
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.shed import Shedder
@@ -62,9 +63,9 @@ class Primary:
         )
         chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
         self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
-        self._listeners = [
-            Listener(sock, config.listen.backlog, loop, self._accepted, self._shed_unseen) for sock in sockets
-        ]
+        self._peeker = self._make_peeker()
+        on_batch = self._accepted if self._peeker is None else self._peeker.accept
+        self._listeners = [Listener(sock, config.listen.backlog, loop, on_batch, self._shed_unseen) for sock in sockets]
         self._events = EventLog(config.operate.ready_fd, loop)
         self._shedder = Shedder(loop)
         self._bus = RedisServer(loop, self._bus_moved)
@@ -101,8 +102,7 @@ class Primary:
         with contextlib.ExitStack() as at_end:
             at_end.callback(self._shedder.close)
             at_end.callback(self._bus.close)
-            for listener in self._listeners:
-                at_end.callback(listener.close)
+            at_end.callback(self._stop_listening)
             await self._control.start()
             try:
                 for listener in self._listeners:
@@ -167,8 +167,7 @@ class Primary:
                 self._listen()
             case fleet.StopListening():
                 self._hand(self._ledger.stop(now))
-                for listener in self._listeners:
-                    listener.close()
+                self._stop_listening()
             case fleet.Finish(exit_code):
                 self._finish(exit_code)
 
@@ -211,6 +210,20 @@ class Primary:
 
     # Accepting
 
+    def _make_peeker(self) -> Peeker | None:
+        """Return what takes the PROXY headers; None where none is spoken: then nobody looks at a connection."""
+        listen = self._config.listen
+        if listen.proxy_protocol == "off":
+            return None
+        return Peeker(
+            listen.proxy_protocol,
+            listen.proxy_allow_from,
+            self._config.websocket.ws_open_timeout,
+            self.loop,
+            self._accepted,
+            self._shed_unseen,
+        )
+
     def _listen(self) -> None:
         try:
             for listener in self._listeners:
@@ -241,6 +254,12 @@ class Primary:
         self._hand(self._ledger.accept(offers, self.loop.time()))
         if self._ledger.next_deadline() is not None:
             self._arm()
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        if self._peeker is not None:
+            self._peeker.close()
 
     def _shed_unseen(self) -> None:
         self._ledger.accepted += 1

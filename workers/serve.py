@@ -82,8 +82,8 @@ class HandlerServer:
 
     def adopt(self, fd: int, host: str, port: int) -> None:
         """Make a connection of the socket ``fd`` of the client ``host`` (empty: on a Unix socket)."""
-        family = socket.AF_UNIX if not host else socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM, 0 if not host else socket.IPPROTO_TCP, fileno=fd)
+        # The family is asked of the socket: behind a balancer the client has an address of another one.
+        sock = socket.socket(-1, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
         sock.setblocking(False)
         self.adopted += 1
         factory = functools.partial(Connection, self, (host, port) if host else None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
+from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
 
 
@@ -166,4 +167,9 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
         problems.append(
             f"{place('redis_prefix')} {prefix!r}: 1 to 64 bytes without braces and control characters are wanted"
         )
+    for text in config.listen.proxy_allow_from:
+        try:
+            parse_network(text)
+        except ValueError as exc:
+            problems.append(f"{place('proxy_allow_from')} {text!r}: {exc}")
     return problems

@@ -91,7 +91,7 @@ def sample(name: str) -> tuple[str, Any]:
         "bool": ("true", True) if item.default is False else ("false", False),
         "int": ("77", 77),
         "float": ("1m17s", 77.0),
-        "tuple[str, ...]": ("one, two", ("one", "two")),
+        "tuple[str, ...]": ("10.1.0.0/16, ::2", ("10.1.0.0/16", "::2")),
     }[kind]
 
 
