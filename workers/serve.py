@@ -13,6 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import CloseCode
 
+from wscluster.config import Handshake
+from wscluster.workers.access import Access, CountingConnection
 from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
@@ -40,9 +42,21 @@ class HandlerServer:
         config: Limits and timeouts of the protocol.
         bus: Rooms of this worker.
         slot: The worker's slot.
+        handshake: What is asked of a client before its connection is upgraded; nothing by default.
+        access_log: Write a line for each opening handshake and each end.
     """
 
-    def __init__(self, target: Target, config: WebSocket, bus: Bus, slot: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        target: Target,
+        config: WebSocket,
+        bus: Bus,
+        slot: int,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        handshake: Handshake | None = None,
+        access_log: bool = False,
+    ) -> None:
         self.loop = loop
         self.bus = bus
         self.slot = slot
@@ -61,9 +75,12 @@ class HandlerServer:
         self.messages_out = 0
         self.connections: set[Wire] = set()
         self.draining = False
+        self.aborting = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
-        self._handshakes = Handshakes(self, target)
+        self._access = Access(loop) if access_log else None
+        self._make_connection = CountingConnection if access_log else Connection
+        self._handshakes = Handshakes(self, target, handshake or Handshake(), self._access)
         self.answer = self._handshakes.answer
         self._idle: asyncio.Future[None] | None = None
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
@@ -86,7 +103,7 @@ class HandlerServer:
         sock = socket.socket(-1, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
         sock.setblocking(False)
         self.adopted += 1
-        factory = functools.partial(Connection, self, (host, port) if host else None)
+        factory = functools.partial(self._make_connection, self, (host, port) if host else None)
         self.spawn(self.loop.connect_accepted_socket(factory, sock), self._transport_made)
 
     def _transport_made(self, task: asyncio.Task[object]) -> None:
@@ -108,6 +125,8 @@ class HandlerServer:
         if isinstance(connection, Connection):
             self.bus.forget(connection)
         self._handshakes.forget(connection)
+        if self._access is not None:
+            self._access.ended(connection)
         self._check_idle()
 
     def opened(self, connection: Connection) -> None:
@@ -178,7 +197,7 @@ class HandlerServer:
 
     async def abort(self) -> None:
         """Reset every connection and cancel every handler; waits half a second for them."""
-        self.draining = True
+        self.draining = self.aborting = True
         for task in list(self._tasks):
             task.cancel()
         for connection in list(self.connections):

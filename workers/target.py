@@ -13,27 +13,53 @@ from types import FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from wscluster import marks
+from wscluster.config import Handshake, flag_of
 from wscluster.errors import TargetError
+
+_ARGUMENTS = {
+    "lifespan": (),
+    "process_request": ("the connection", "the request"),
+    "process_response": ("the connection", "the request", "the response"),
+    "select_subprotocol": ("the connection", "the subprotocols that the client offers"),
+    "basic_auth": ("the user name", "the password"),
+}
+"""What a function is called with, by its role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A handler, and the functions of its module that are marked."""
+    """A handler, and the functions that are marked in its module or named by a flag."""
 
     handler: Callable[[Any], Awaitable[None]]
-    lifespan: Callable[[], Any] | None
-    process_request: Callable[[Any, Any], Any] | None
+    lifespan: Callable[[], Any] | None = None
+    process_request: Callable[[Any, Any], Any] | None = None
+    process_response: Callable[[Any, Any, Any], Any] | None = None
+    select_subprotocol: Callable[[Any, Any], Any] | None = None
+    basic_auth: Callable[[str, str], Any] | None = None
 
 
-def load_target(name: str, app_dir: str) -> Target:
+def load_target(name: str, app_dir: str, handshake: Handshake | None = None) -> Target:
     """Import the target ``name`` (``module:attribute``, dots allowed in both), with ``app_dir`` importable.
 
+    Args:
+        handshake: It may name functions (``module:attribute``), each of which takes the place of a marked one.
+
     Raises:
-        TargetError: It cannot be imported, or is nothing that can be served.
+        TargetError: It cannot be imported, or is nothing that can be served; or a function cannot be what it is for.
     """
     folder = os.path.abspath(app_dir)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    module, value = _import_path(name, folder)
+    handler = _check_handler(name, value)
+    functions: dict[str, Callable[..., Any] | None] = {}
+    for role in _ARGUMENTS:
+        named = getattr(handshake, role, None)
+        functions[role] = _only(module, role) if named is None else _named(role, named, folder)
+    return Target(handler, **functions)
+
+
+def _import_path(name: str, folder: str) -> tuple[ModuleType, Any]:
     module_name, _, path = name.partition(":")
     module = _import_module(module_name, folder)
     value: Any = module
@@ -42,7 +68,7 @@ def load_target(name: str, app_dir: str) -> Target:
             value = getattr(value, step)
         except AttributeError:
             raise TargetError(f"module {module_name!r} has no attribute {path!r}{_hint(module, path)}") from None
-    return Target(_check_handler(name, value), _only(module, "lifespan"), _only(module, "process_request"))
+    return module, value
 
 
 def _import_module(name: str, folder: str) -> ModuleType:
@@ -105,6 +131,45 @@ def _only(module: ModuleType, role: str) -> Callable[..., Any] | None:
     if len(found) > 1:
         names = ", ".join(getattr(function, "__name__", "?") for function in found)
         raise TargetError(f"module {module.__name__!r} marks more than one function @wscluster.{role}: {names}")
-    if role == "lifespan" and found and not inspect.isasyncgenfunction(found[0]):
-        raise TargetError(f"@wscluster.lifespan of {module.__name__!r} is no async generator function (`yield` once)")
-    return found[0] if found else None
+    if not found:
+        return None
+    return _check_function(f"@wscluster.{role} of {module.__name__!r}", role, found[0])
+
+
+def _named(role: str, name: str, folder: str) -> Callable[..., Any]:
+    who = f"{flag_of(role)} {name}"
+    try:
+        _, value = _import_path(name, folder)
+    except TargetError as exc:
+        raise TargetError(f"{who}: {exc}", exc.traceback) from exc
+    return _check_function(who, role, value)
+
+
+def _check_function(who: str, role: str, value: Any) -> Callable[..., Any]:
+    """Return the function ``value`` where it can be called for ``role``; ``who`` begins the message where not."""
+    if not callable(value):
+        raise TargetError(f"{who} is a {type(value).__name__}, not a function")
+    if role == "lifespan" and not inspect.isasyncgenfunction(value):
+        raise TargetError(f"{who} is no async generator function (`yield` once)")
+    if role == "select_subprotocol" and inspect.iscoroutinefunction(value):
+        raise TargetError(f"{who} is a coroutine function, but it cannot wait: `def` is wanted")
+    wanted = _ARGUMENTS[role]
+    try:
+        signature = inspect.signature(value)
+    except ValueError:  # some functions in C do not say
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*wanted)
+    except TypeError:
+        arguments = ", ".join(wanted) or "no arguments"
+        raise TargetError(f"{who} takes {signature}, but it is called with {arguments}") from None
+    if role == "basic_auth":
+        _check_realm(who, value)
+    return value  # type: ignore[no-any-return]
+
+
+def _check_realm(who: str, function: Callable[..., Any]) -> None:
+    realm = marks.realm_of(function)
+    if not isinstance(realm, str) or not ((realm.isascii() and realm.isprintable()) or not realm):
+        raise TargetError(f"{who} has the realm {realm!r}: printable ASCII is wanted")

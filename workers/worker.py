@@ -105,7 +105,10 @@ class Worker:
         try:
             target = self._load(config)
             async with self._lifespan(target):
-                self._server = HandlerServer(target, config.websocket, self._bus, start.slot, self.loop)
+                self._server = HandlerServer(
+                    target, config.websocket, self._bus, start.slot, self.loop,
+                    handshake=config.handshake, access_log=config.operate.access_log,
+                )  # fmt: skip
                 # What boot left behind lives as long as the process: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -136,9 +139,12 @@ class Worker:
 
     def _load(self, config: Config) -> Target:
         try:
-            return load_target(config.target, config.operate.app_dir)
+            target = load_target(config.target, config.operate.app_dir, config.handshake)
         except TargetError as exc:
             raise WorkerFailed(BootFailed(ExitCode.TARGET, str(exc), exc.traceback)) from exc
+        # Now its own logging is set up, where it does that.
+        logs.guard_root(f"worker {self.this_worker.id} slot {self.this_worker.slot}")
+        return target
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, target: Target) -> AsyncIterator[None]:
@@ -154,6 +160,9 @@ class Worker:
         except Exception as exc:
             reason = f"the lifespan raised {type(exc).__name__}: {exc}"
             raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, user_traceback(exc))) from exc
+        if state is not None and not isinstance(state, Mapping):
+            reason = f"the lifespan yielded {type(state).__name__!r}: a mapping or nothing is wanted"
+            raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, ""))
         self.this_worker.state = state if state is not None else {}
         yield
         try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
     from wscluster.context import publish
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
-    from wscluster.marks import lifespan, process_request
+    from wscluster.marks import basic_auth, lifespan, process_request, process_response, select_subprotocol
     from wscluster.publisher import Publisher, SyncPublisher
 
     this_worker: ThisWorker
@@ -29,9 +29,12 @@ _HOMES = {
     "Publisher": "wscluster.publisher",
     "SyncPublisher": "wscluster.publisher",
     "WsclusterError": "wscluster.errors",
+    "basic_auth": "wscluster.marks",
     "lifespan": "wscluster.marks",
     "process_request": "wscluster.marks",
+    "process_response": "wscluster.marks",
     "publish": "wscluster.context",
+    "select_subprotocol": "wscluster.marks",
 }
 
 __all__ = [
@@ -44,9 +47,12 @@ __all__ = [
     "Publisher",
     "SyncPublisher",
     "WsclusterError",
+    "basic_auth",
     "lifespan",
     "process_request",
+    "process_response",
     "publish",
+    "select_subprotocol",
     "this_worker",
 ]
 

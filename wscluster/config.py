@@ -116,7 +116,9 @@ class Handshake:
     )
     subprotocols: tuple[str, ...] = option((), "Subprotocols that are spoken, best first.", metavar="NAME,...")
     allowed_origins: tuple[str, ...] = option(
-        (), "Origins whose pages may connect; without it every one may.", metavar="ORIGIN,..."
+        (),
+        "Origins whose pages may connect, and null, and none; without it every one may.",
+        metavar="ORIGIN,...",
     )
     proxy_headers: bool = option(True, "Believe X-Forwarded-For of the peers in --forwarded-allow-ips.", switch=True)
     forwarded_allow_ips: tuple[str, ...] = option(

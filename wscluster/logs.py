@@ -6,30 +6,53 @@ import logging
 import sys
 from typing import Any
 
+from wscluster.escaping import escape_controls, escape_lines
+
+__all__ = ["escape_controls", "guard_root", "set_up"]
+
+_DATE = "%Y-%m-%d %H:%M:%S"
+
 
 class _Formatter(logging.Formatter):
     """``2026-01-31 12:00:00.123 INFO  primary | text``; control characters never reach the terminal raw."""
 
     def __init__(self, who: str) -> None:
-        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {who} | %(message)s", "%Y-%m-%d %H:%M:%S")
+        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {who} | %(message)s", _DATE)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return escape_controls(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        # The line breaks that are left are those of a traceback; set in, none of its lines looks like one of the log,
-        # whatever a client may have put into the text of an exception.
-        return "\n  ".join(escape_controls(line) for line in super().format(record).split("\n"))
+        return _set_in(super().format(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return "\n".join(map(escape_controls, super().formatException(ei).split("\n")))
+        return escape_lines(super().formatException(ei))
 
 
-def escape_controls(text: str) -> str:
-    """Return ``text`` in one line, with control characters (CR, LF, ESC, …) written as ``\\xNN``."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+class _Guard(logging.Formatter):
+    """A program's own format, colours and all; what it fills in has no control characters but line breaks."""
+
+    def __init__(self, guarded: logging.Formatter) -> None:
+        super().__init__()
+        self._style = guarded._style
+        self._fmt = guarded._fmt
+        self.datefmt = guarded.datefmt
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = escape_lines(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\n  ")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return escape_lines(super().formatException(ei))
+
+
+def _set_in(text: str) -> str:
+    # The line breaks that are left are those of a traceback; set in, none of its lines looks like one of the log,
+    # whatever a client may have put into the text of an exception.
+    return escape_lines(text).replace("\n", "\n  ")
 
 
 def set_up(level: str, who: str) -> None:
@@ -43,3 +66,18 @@ def set_up(level: str, who: str) -> None:
     ours.handlers[:] = [handler]
     ours.propagate = False
     ours.setLevel(level.upper())
+
+
+def guard_root(who: str) -> None:
+    """Let no line that the served program logs look like two, or move the terminal's cursor.
+
+    What it logs without having set up logging (warnings and errors) is signed by ``who``. Its own handlers of the root
+    logger keep their format; line breaks in a message stay, and the lines after the first are set in. A formatter of a
+    class of its own is left alone.
+    """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Formatter(who))
+    for handler in logging.getLogger().handlers:
+        formatter = handler.formatter or logging.Formatter()
+        if type(formatter) is logging.Formatter:
+            handler.setFormatter(_Guard(formatter))

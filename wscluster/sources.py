@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
+from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
 
@@ -172,4 +173,4 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
             parse_network(text)
         except ValueError as exc:
             problems.append(f"{place('proxy_allow_from')} {text!r}: {exc}")
-    return problems
+    return problems + handshake_faults(config.handshake, place)

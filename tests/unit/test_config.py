@@ -19,6 +19,7 @@ from wscluster.config import (
     option_fields,
     to_json,
 )
+from wscluster.handshake_options import FUNCTIONS
 from wscluster.options import parse_value
 from wscluster.sources import Sources, flag_values
 from wscluster.sources import resolve as resolve_sources
@@ -79,8 +80,18 @@ def test_a_name_is_an_option_of_one_group_only() -> None:
     assert sum(len(fields(kind)) for kind in GROUPS.values()) == len(option_fields())
 
 
+SAMPLES: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(FUNCTIONS, ("auth:look", "auth:look")),
+    "subprotocols": ("one, two", ("one", "two")),
+    "allowed_origins": ("https://a.example, null", ("https://a.example", "null")),
+    "forwarded_allow_ips": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
+}
+
+
 def sample(name: str) -> tuple[str, Any]:
     """Return a text that is not the default, and its value."""
+    if name in SAMPLES:
+        return SAMPLES[name]
     item = option_fields()[name][1]
     kind = str(item.type).removesuffix(" | None")
     if item.metadata["choices"]:
