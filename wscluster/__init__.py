@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
     from wscluster.context import publish
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
+    from wscluster.launch import serve
     from wscluster.marks import basic_auth, lifespan, process_request, process_response, select_subprotocol
     from wscluster.publisher import Publisher, SyncPublisher
 
@@ -35,6 +36,7 @@ _HOMES = {
     "process_response": "wscluster.marks",
     "publish": "wscluster.context",
     "select_subprotocol": "wscluster.marks",
+    "serve": "wscluster.launch",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "process_response",
     "publish",
     "select_subprotocol",
+    "serve",
     "this_worker",
 ]
 

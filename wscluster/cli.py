@@ -14,13 +14,16 @@ from wscluster import __version__
 from wscluster.config import ConfigError, flag_of, option_fields
 from wscluster.control_client import ControlError, ask, find, stop
 from wscluster.errors import BusUnavailable, ExitCode, StartError
-from wscluster.launch import serve
+from wscluster.launch import run_primary
 from wscluster.options import show_value
-from wscluster.sources import Sources, flag_values, resolve
+from wscluster.settings import Settings, read_settings
+from wscluster.sources import flag_values
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
-EPILOG = "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT."
+EPILOG = (
+    "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT; and in a file: slot-wait = 2."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +83,8 @@ def _serve_options(command: AnyCommand) -> AnyCommand:
             continue
         metavar = facts["metavar"] or ("|".join(facts["choices"]) if facts["choices"] else "N")
         command = click.option(flag_of(name), name, multiple=True, metavar=metavar, help=text)(command)
-    return command
+    text = "TOML file with the same names as keys.  [default: wscluster.toml, or [tool.wscluster] of pyproject.toml]"
+    return click.option("--config", multiple=True, metavar="FILE", help=text)(command)
 
 
 def _find_options(command: AnyCommand) -> AnyCommand:
@@ -98,10 +102,23 @@ def cli() -> None:
 @cli.command("serve", epilog=EPILOG)
 @click.argument("target", required=False)
 @_serve_options
-def serve_command(target: str | None, **flags: tuple[str, ...]) -> int:
+@click.option("--print-config", is_flag=True, help="Print every value and where it comes from, and exit.")
+def serve_command(target: str | None, config: tuple[str, ...], print_config: bool, **flags: tuple[str, ...]) -> int:
     """Serve TARGET, a handler `module:attribute`, on every core."""
-    sources = Sources(target, flag_values(flags), os.environ)
-    return serve(resolve(sources).config)
+    settings = _settings(target, config, flags)
+    if print_config:
+        from wscluster.config_text import show_config
+
+        print(show_config(settings.resolved), end="")
+        return ExitCode.OK
+    settings.set_variables()
+    return run_primary(settings.resolved.config)
+
+
+def _settings(target: str | None, config: tuple[str, ...], flags: dict[str, tuple[str, ...]]) -> Settings:
+    if len(config) > 1:
+        raise ConfigError(["--config: it was given twice, and names one file"])
+    return read_settings(target, flag_values(flags), os.environ, *config)
 
 
 @cli.command("status")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from wscluster.config import Config
+import asyncio
+import os
+import sys
+import threading
+from typing import Any
+
+from wscluster.config import Config, option_fields
+from wscluster.errors import StartError
+from wscluster.settings import read_settings
+from wscluster.sources import argument_values
 
 
-def serve(config: Config) -> int:
+def run_primary(config: Config) -> int:
     """Serve ``config.target`` until somebody stops it; returns the exit code.
 
     Raises:
@@ -14,3 +23,43 @@ def serve(config: Config) -> int:
     from wscluster.gateway.run import run
 
     return run(config)
+
+
+def serve(target: str | None = None, *, config: str | None = None, **options: Any) -> int:
+    """Serve a target as ``wscluster serve`` does, until somebody stops it; returns the exit code.
+
+    Call it from the main thread, without a running event loop, in a program that the workers do not import unguarded
+    (``if __name__ == "__main__":``). What is not given is looked for in the environment, then in the file.
+
+    Args:
+        target: ``module:attribute``; None where the file names it.
+        config: Path of the configuration file, as ``--config``.
+        options: The flags of ``serve`` under their names, with values of Python: ``workers=4``, ``slot_wait="1m"``,
+            ``access_log=True``, ``bind=["127.0.0.1:80", "unix:/run/app.sock"]``. None is as good as not given.
+
+    Raises:
+        ConfigError: A value makes no sense; a `ValueError` that lists every fault.
+        TypeError: There is no such option.
+        RuntimeError: This is not the main thread, or an event loop runs in it.
+    """
+    if unknown := sorted(options.keys() - option_fields().keys()):
+        raise TypeError(f"wscluster.serve() has no option {', '.join(unknown)}")
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("wscluster.serve() must be called from the main thread: it takes the signals of the process")
+    if _is_loop_running():
+        raise RuntimeError("wscluster.serve() runs an event loop of its own: call it where none is running")
+    settings = read_settings(target, argument_values(options), os.environ, config)
+    settings.set_variables()
+    try:
+        return run_primary(settings.resolved.config)
+    except StartError as exc:
+        sys.stderr.write(f"wscluster: {' '.join(str(exc).split())}\n")
+        return exc.exit_code
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

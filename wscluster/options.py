@@ -90,7 +90,7 @@ def take_value(item: Any, value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if kind == "int":
         return _check_range(item, value if whole else None)
-    number = whole or (isinstance(value, float) and math.isfinite(value))
+    number = (whole and abs(value) < 10**18) or (isinstance(value, float) and math.isfinite(value))
     return _check_range(item, float(value) if number else None)
 
 

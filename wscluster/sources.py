@@ -14,6 +14,9 @@ from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
 
+MAX_SHOWN = 120
+"""Characters of a wrong value that a fault shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -42,6 +45,7 @@ class Sources:
         environment: The variables.
         file: By the name of the field; ``target`` is one too.
         variable_lines: For variables that come from a file of variables: ``.env:3``.
+        problems: What was wrong with the files.
     """
 
     target: str | None = None
@@ -49,6 +53,7 @@ class Sources:
     environment: Mapping[str, str] = field(default_factory=dict)
     file: Mapping[str, Given] = field(default_factory=dict)
     variable_lines: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def resolve(sources: Sources) -> Resolved:
     places: dict[str, str] = {}
     origins: dict[str, str] = {}
     target, problems = _find_target(sources, origins)
+    problems.extend(sources.problems)
     for name, (group, item) in option_fields().items():
         given = find_given(name, sources)
         places[name] = given.place if given is not None else flag_of(name)
@@ -136,13 +142,16 @@ def _shown(item: Any, given: Given) -> str:
     if given.texts and len(given.value) > 1 and not is_list(item):
         return ""
     value = given.value[0] if given.texts and len(given.value) == 1 else given.value
-    return f" {hide_secrets(item, value)!r}"
+    text = repr(hide_secrets(item, value))
+    return f" {text}" if len(text) <= MAX_SHOWN else f" {text[:MAX_SHOWN]}…"
 
 
 def _find_target(sources: Sources, origins: dict[str, str]) -> tuple[str, list[str]]:
     target, place, origins["target"] = sources.target, "target", "argument TARGET"
     if target is None:
         given = sources.file.get("target")
+        if given is None and sources.problems:
+            return "", []  # it may stand in the file that cannot be read
         if given is None:
             return "", [
                 "no target is given: name one, such as handlers:chat, as an argument or as `target` in the file"

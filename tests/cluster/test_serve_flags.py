@@ -59,7 +59,7 @@ VALUES = {
 
 @contextlib.asynccontextmanager
 async def serving(
-    target: str, *arguments: str, folder: Path, env: dict[str, str]
+    *arguments: str, folder: Path, env: dict[str, str]
 ) -> AsyncIterator[tuple[dict[str, Any], asyncio.subprocess.Process]]:
     """``wscluster serve`` without the harness, its events on standard output; yields the ready event.
 
@@ -67,7 +67,7 @@ async def serving(
     """
     with (folder / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "wscluster", "serve", target, *arguments,
+            sys.executable, "-m", "wscluster", "serve", *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=stderr,
             cwd=folder, env=environment(folder) | env,
         )  # fmt: skip

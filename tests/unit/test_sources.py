@@ -1,0 +1,161 @@
+"""Which source wins, what each may hold, and how faults name it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wscluster.config import Config, ConfigError, flag_of, option_fields
+from wscluster.options import is_list, parse_value, take_value
+from wscluster.sources import Given, Sources, argument_values, find_given, flag_values, resolve
+
+TARGET = "handlers:chat"
+NAMES = sorted(option_fields())
+
+
+def texts_of(name: str) -> list[str]:
+    """Return texts that mean something for an option."""
+    item = option_fields()[name][1]
+    if item.metadata["choices"]:
+        return list(item.metadata["choices"])
+    return {
+        "str": ["a.b:c", "x"], "bool": ["true", "false", "no"], "int": ["7", "0077", "99"],
+        "float": ["1", "2.5", "1h30m"], "tuple[str, ...]": ["a", "a, b"],
+    }[str(item.type).removesuffix(" | None")]  # fmt: skip
+
+
+def in_file(name: str, value: Any) -> Given:
+    return Given(f"f.toml:1: {name}", "file f.toml:1", value, texts=False)
+
+
+def value_of(config: Config, name: str) -> Any:
+    return getattr(getattr(config, option_fields()[name][0]), name)
+
+
+def faults(sources: Sources) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(sources)
+    return caught.value.problems
+
+
+@given(st.data())
+def test_flags_win_over_the_environment_over_the_file_over_defaults(data: st.DataObject) -> None:
+    flags: dict[str, tuple[str, ...]] = {}
+    environment: dict[str, str] = {}
+    file: dict[str, Given] = {}
+    expected: dict[str, tuple[Any, str]] = {}
+    for name in data.draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=8)):
+        item = option_fields()[name][1]
+        expected[name] = (item.default, "default")
+        texts = st.sampled_from(texts_of(name))
+        if data.draw(st.booleans()):
+            text = data.draw(texts)
+            file[name] = in_file(name, value := parse_value(item, text))
+            expected[name] = (value, "file f.toml:1")
+        for variable in (*reversed(item.metadata["env"]), f"WSCLUSTER_{name.upper()}"):
+            if data.draw(st.booleans()):
+                environment[variable] = data.draw(texts)
+                expected[name] = (parse_value(item, environment[variable]), f"variable {variable}")
+        if data.draw(st.booleans()):
+            flags[name] = (data.draw(texts),)
+            expected[name] = (parse_value(item, flags[name][0]), f"flag {flag_of(name)}")
+    sources = Sources(TARGET, flag_values(flags), environment, file)
+    for name, (value, origin) in expected.items():
+        item = option_fields()[name][1]
+        given = find_given(name, sources)
+        if given is None:
+            assert origin == "default"
+            continue
+        assert given.origin == origin
+        assert (parse_value(item, given.value[0]) if given.texts else given.value) == value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_of_python_or_toml_is_its_own_text(name: str) -> None:
+    item = option_fields()[name][1]
+    for text in texts_of(name):
+        value = parse_value(item, text)
+        taken = take_value(item, list(value) if isinstance(value, tuple) else value)
+        assert (taken, type(taken)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "80"), ("port", 80.0), ("port", True), ("port", [80]), ("port", 65536), ("port", {}), ("workers", "3"),
+        ("slot_wait", True), ("slot_wait", "soon"), ("slot_wait", -1), ("slot_wait", float("inf")),
+        ("slot_wait", float("nan")), ("slot_wait", 10**400), ("slot_wait", [1]), ("host", 1), ("host", ["a"]),
+        ("access_log", "true"), ("access_log", 1), ("bind", 1), ("bind", [1]), ("bind", {"a": 1}), ("sticky", "glue"),
+        ("sticky", 1), ("ws_max_size", 0), ("ssl_keyfile_password", 1),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_or_out_of_range_is_a_fault(name: str, value: object) -> None:
+    (told,) = faults(Sources(TARGET, file={name: in_file(name, value)}))
+    assert told.startswith(f"f.toml:1: {name} ")
+    assert told.endswith((" is wanted", ", or auto"))
+    (told,) = faults(Sources(TARGET, argument_values({name: value})))
+    assert told.startswith(f"{name} ")
+
+
+def test_numbers_durations_lists_and_auto_of_the_file() -> None:
+    file = {"slot_wait": 3, "graceful_timeout": "1h", "bind": ["a:1", "unix:/a,b"], "subprotocols": "a,b"}
+    config = resolve(
+        Sources(TARGET, {}, {}, {name: in_file(name, value) for name, value in {**file, "workers": "auto"}.items()})
+    ).config
+    assert (config.placement.slot_wait, config.fleet.graceful_timeout, config.fleet.workers) == (3.0, 3600.0, None)
+    assert (config.listen.bind, config.handshake.subprotocols) == (("a:1", "unix:/a,b"), ("a", "b"))
+
+
+def test_a_flag_that_was_given_twice_is_a_fault_and_that_of_a_list_is_not() -> None:
+    told = faults(Sources(TARGET, flag_values({"port": ("1", "1"), "access_log": ("true", "false")})))
+    assert told == [
+        "--port: it was given twice, and holds one value",
+        "--access-log: it was given twice, and holds one value",
+    ]
+    given = flag_values({"bind": ("a:1", "b:2, c:3"), "port": ()})
+    assert resolve(Sources(TARGET, given)).config.listen.bind == ("a:1", "b:2", "c:3")
+
+
+def test_every_source_tells_its_faults_at_once() -> None:
+    told = faults(
+        Sources(
+            None,
+            flag_values({"port": ("x",)}),
+            {"WSCLUSTER_WORKERS": "0", "WSCLUSTER_FD": "-"},
+            {"target": in_file("target", 3), "sticky": in_file("sticky", "glue"), "port": in_file("port", "unseen")},
+            {"WSCLUSTER_FD": ".env:4"},
+            ("f.toml:2: there is no option 'a'",),
+        )
+    )
+    assert [fault.partition(" ")[0] for fault in told] == [
+        "f.toml:1:", "f.toml:2:", "--port", ".env:4:", "WSCLUSTER_WORKERS", "f.toml:1:",
+    ]  # fmt: skip
+    assert told[0] == "f.toml:1: target 3: module:attribute is wanted, such as handlers:chat"
+
+
+def test_a_contradiction_names_where_its_value_stands() -> None:
+    (told,) = faults(Sources(TARGET, file={"balance": in_file("balance", "random")}))
+    assert told == "f.toml:1: balance random needs --sticky none"
+    (told,) = faults(Sources(TARGET, environment={"WSCLUSTER_BALANCE": "random"}))
+    assert told == "WSCLUSTER_BALANCE random needs --sticky none"
+
+
+def test_the_target_of_the_command_line_wins_over_that_of_the_file() -> None:
+    file = {"target": in_file("target", "a:b")}
+    assert resolve(Sources(None, file=file)).config.target == "a:b"
+    resolved = resolve(Sources("c:d", file=file))
+    assert (resolved.config.target, resolved.origins["target"]) == ("c:d", "argument TARGET")
+    (told,) = faults(Sources())
+    assert told.startswith("no target is given")
+
+
+def test_a_wrong_value_that_is_long_is_cut_and_a_secret_one_is_hidden() -> None:
+    (told,) = faults(Sources(TARGET, flag_values({"port": ("9" * 5000,)})))
+    assert len(told) < 250
+    (told,) = faults(Sources(TARGET, argument_values({"ssl_keyfile_password": 12345})))
+    assert "12345" not in told
+
+
+def test_lists_are_known() -> None:
+    assert {name for name, (_, item) in option_fields().items() if is_list(item)} >= {"bind", "subprotocols"}
