@@ -186,7 +186,7 @@ def test_any_text_of_a_duration_is_a_number_or_a_fault(text: str) -> None:
         seconds = resolve(TARGET, {"slot_wait": text}, {}).placement.slot_wait
     except ConfigError as exc:
         (problem,) = exc.problems
-        assert problem.startswith(f"--slot-wait {text!r}: ")
+        assert problem.startswith(f"--slot-wait {text!r}"[:100])
     else:
         assert 0 <= seconds < float("inf")
 
