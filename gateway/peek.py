@@ -20,7 +20,7 @@ from wscluster.networks import Networks
 MAX_PEEKING = 512
 """Connections whose header is not whole; one more, and the oldest is reset: a balancer sends its header at once."""
 HEADER_SECONDS = 5.0
-"""What a header may take, and never more than the opening handshake may: a lost segment is sent again within a second."""
+"""What a header may take, and never more than the opening handshake may: a lost segment comes again within a second."""
 AGAIN_SECONDS = 0.02
 """When the next look is where the kernel cannot wait for more than was seen: a Unix socket has no SO_RCVLOWAT."""
 TAKE_BYTES = 16 * 1024
@@ -49,8 +49,8 @@ class _Connection:
 class Peeker:
     """Finds out who the clients behind a balancer are.
 
-    A peer outside ``allow_from`` is reset where a header is demanded; with ``auto`` it is a plain client, and what looks
-    like a header is left in its stream, where it is no request. Peers on a Unix socket are allowed.
+    A peer outside ``allow_from`` is reset where a header is demanded; with ``auto`` it is a plain client, and what
+    looks like a header is left in its stream, where it is no request. Peers on a Unix socket are allowed.
 
     Args:
         mode: ``v1`` or ``v2`` demand a header, ``auto`` takes either or none.

@@ -55,6 +55,8 @@ async def _do(ws: Connection, do: str, room: str, **how: Any) -> Any:
             await ws.send(how["text"])
         case "say in fragments":
             await ws.send(_fragments(ws, room))
+        case "who":
+            return {"slot": ws.slot, "pid": os.getpid(), "client": ws.client, "remote": ws.remote_address}
         case "state":
             return {"slot": ws.slot, "rooms": sorted(ws.rooms), "positions": dict(ws.positions)}
         case _:
