@@ -232,7 +232,20 @@ def test_what_architecture_names_exists() -> None:
     assert not [name for name in capitals if name not in constants and not hasattr(socket, name)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/bus.md"])
+def test_every_hazard_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs/hazards.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| hazard |")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert named, f"no test holds this: {row}"
+        for path, name in named:
+            assert name in {node.name for node in functions(parse(ROOT / path))}, f"{path}::{name}"
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/bus.md", "docs/hazards.md"]
+)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import psutil
 import pytest
 
 from tests.cluster.process_support import cli, close_code, connect_to_slot, environment
+from tests.cluster.test_limits import as_nobody, folder_for_nobody
 from tests.support import open_fds, run
 from wscluster.control_client import ControlError, ask
 from wscluster.gateway.control import MAX_CONNECTIONS, MAX_LINE_BYTES
@@ -211,6 +214,46 @@ def test_a_socket_that_a_killed_primary_left_is_taken_over(tmp_path: Path) -> No
         assert not os.path.lexists(path)
 
     run(main())
+
+
+CALL_AS_NOBODY = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    try:
+        sock.connect(sys.argv[1])
+        sock.sendall(b'{"verb": "stop"}\\n')
+        print("answered", sock.recv(100))
+    except OSError as exc:
+        print(type(exc).__name__)
+"""
+
+
+def test_another_user_cannot_call_even_where_the_socket_is_open_to_all() -> None:
+    """The mode keeps others out; where somebody has changed it, the kernel says who calls (SO_PEERCRED)."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be somebody else for a moment")
+    folder = folder_for_nobody()
+    path = folder / "control.sock"
+
+    async def call() -> str:
+        command = (*nobody, "-c", CALL_AS_NOBODY, str(path))
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1, control_socket=str(path)) as cluster:
+            assert await call() == "PermissionError"
+            path.chmod(0o666)
+            assert await call() in ("answered b''", "ConnectionResetError", "BrokenPipeError")
+            await cluster.wait_output("a call to the control socket was refused: user 65534")
+            assert (await cluster.status())["primary"]["pid"] == cluster.pid
+            assert cluster.running
+
+    try:
+        nobody = as_nobody(folder / "stage")
+        run(main())
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_garbage_is_answered_by_an_error_and_hurts_nobody() -> None:

@@ -206,6 +206,29 @@ def test_the_primary_reads_no_byte_of_a_client_that_it_hands_off() -> None:
 # A worker that dies gives back what it has not adopted
 
 
+def test_the_primary_keeps_no_copy_of_an_adopted_socket_so_a_reset_is_seen_at_once(tmp_path: Path) -> None:
+    """With a copy left open somewhere, a worker's abort would be invisible to the client."""
+    (tmp_path / "aborts.py").write_text("async def aborts(ws):\n    await ws.recv()\n    ws.transport.abort()\n")
+
+    async def main() -> None:
+        async with Cluster("aborts:aborts", workers=1, app_dir=tmp_path) as cluster:
+            await cluster.status()
+            idle = len(open_fds(cluster.pid))
+            raws = [await Raw.connect(cluster.port, source, handshake()) for source in SOURCES]
+            for raw in raws:
+                assert " 101 " in await raw.head()
+            await cluster.wait_status(lambda status: status["totals"]["adopted"] == len(raws))
+            assert len(open_fds(cluster.pid)) <= idle
+            for raw in raws:
+                raw.writer.write(frame("abort"))
+                began = time.monotonic()
+                assert await raw.rest() == b""
+                assert time.monotonic() - began < 2
+                await raw.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize(("slot_wait", "served_by"), [(20.0, "the replacement"), (0.0, "the next in order")])
 def test_a_worker_killed_with_unread_offers_loses_nobody(slot_wait: float, served_by: str) -> None:
     async def main() -> None:
