@@ -1,4 +1,4 @@
-"""One listening socket: bound early, so that a taken port is an error before anything starts; accepted from late."""
+"""One listening socket, accepted from once the workers are ready."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from wscluster.errors import StartError
+from wscluster.gateway.binding import Bound
 
 BATCH = 64
 """Connections accepted in one turn of the loop; the others wait in the kernel's backlog for the next."""
@@ -25,60 +26,6 @@ logger = logging.getLogger("wscluster.primary")
 Accepted = tuple[socket.socket, str, int]
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to every address of ``host`` at ``port`` (0: the kernel chooses); none listens yet.
-
-    ``localhost`` is bound for IPv4 and IPv6, ``::`` takes both on one socket, an empty host means every interface.
-
-    Raises:
-        StartError: The address is taken, not this machine's, or no address.
-    """
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as exc:
-        raise StartError(f"cannot listen on {shown}: {exc}; give an address of this machine as --host") from exc
-    addresses = sorted({(info[0], info[4]) for info in found}, key=lambda item: (item[0] != socket.AF_INET, item[1]))
-    bound: list[socket.socket] = []
-    for family, address in addresses:
-        # All of them on the port that the kernel chose for the first.
-        chosen = (address[0], bound[0].getsockname()[1], *address[2:]) if bound else address
-        try:
-            bound.append(_bind(family, chosen, both=host == "::"))
-        except OSError as exc:
-            if bound and exc.errno == errno.EADDRNOTAVAIL:
-                continue  # a name with an IPv6 address on a machine without IPv6
-            for sock in bound:
-                sock.close()
-            hint = "; is another server running? choose another --port" if exc.errno == errno.EADDRINUSE else ""
-            raise StartError(f"cannot listen on {shown}: {os.strerror(exc.errno or 0)}{hint}") from exc
-    return bound
-
-
-def _bind(family: int, address: tuple[object, ...], *, both: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Every accepted socket inherits it on Linux: a call less for each connection.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
-        sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def listener_name(sock: socket.socket) -> str:
-    """Return ``host:port``, ``[v6]:port`` or ``unix:/path`` of a bound socket."""
-    address = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return f"unix:{address}"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
-
-
 class Listener:
     """Accepts from one socket in batches.
 
@@ -86,22 +33,23 @@ class Listener:
     reset it, says so, and pauses: the clients are told at once, and the loop does not spin.
 
     Args:
-        sock: A bound socket; the listener owns it.
+        bound: A bound socket; the listener owns it.
         on_batch: Called with what was accepted: socket, host and port of the client.
         on_shed: Called for each connection that was reset for want of a descriptor.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
+        bound: Bound,
         backlog: int,
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[list[Accepted]], None],
         on_shed: Callable[[], None],
     ) -> None:
-        sock.setblocking(False)
-        self.name = listener_name(sock)
-        self._sock = sock
+        self.name = bound.name
+        self._bound = bound
+        self._sock = bound.sock
+        self._sock.setblocking(False)
         self._backlog = backlog
         self._loop = loop
         self._on_batch = on_batch
@@ -117,6 +65,8 @@ class Listener:
         Raises:
             StartError: Another socket has begun to listen on the same address.
         """
+        if not self._bound.is_reachable():
+            raise StartError(f"cannot listen on {self.name}: another server has taken its place")
         try:
             self._sock.listen(self._backlog)
         except OSError as exc:
@@ -135,7 +85,7 @@ class Listener:
         if self._accepting:
             self._loop.remove_reader(self._sock)
         self._accepting = False
-        self._sock.close()
+        self._bound.close()
         self._give_up_reserve()
 
     def _readable(self) -> None:

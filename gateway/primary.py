@@ -15,6 +15,7 @@ from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway import handoff
 from wscluster.gateway.answers import Answers
+from wscluster.gateway.binding import Bound
 from wscluster.gateway.control import ControlServer
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
@@ -47,10 +48,10 @@ class Primary:
 
     Args:
         config: What to serve; ``fleet.workers`` is a number here.
-        sockets: Bound sockets to accept from.
+        bound: Sockets to accept from.
     """
 
-    def __init__(self, config: Config, sockets: list[socket.socket], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: Config, bound: list[Bound], loop: asyncio.AbstractEventLoop) -> None:
         workers = config.fleet.workers
         assert workers is not None
         self.loop = loop
@@ -65,7 +66,7 @@ class Primary:
         self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
         self._peeker = self._make_peeker()
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
-        self._listeners = [Listener(sock, config.listen.backlog, loop, on_batch, self._shed_unseen) for sock in sockets]
+        self._listeners = [Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen) for one in bound]
         self._events = EventLog(config.operate.ready_fd, loop)
         self._shedder = Shedder(loop)
         self._bus = RedisServer(loop, self._bus_moved)

@@ -11,11 +11,12 @@ import sys
 from dataclasses import replace
 
 from wscluster import logs
+from wscluster.addresses import listen_addresses
 from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
+from wscluster.gateway.binding import Bound, bind, take_inherited
 from wscluster.gateway.cpus import count_cpus
 from wscluster.gateway.events import claim_fd
-from wscluster.gateway.listener import bind
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
 from wscluster.loops import new_event_loop
@@ -42,11 +43,17 @@ def run(config: Config) -> int:
     logs.set_up(config.operate.log_level, "primary")
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
+    # Before the loop opens descriptors of its own.
+    inherited = take_inherited(listen_addresses(config.listen))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_live(config))
+        try:
+            return runner.run(_live(config, inherited))
+        finally:
+            for bound in inherited.values():
+                bound.close()
 
 
-async def _live(config: Config) -> int:
+async def _live(config: Config, inherited: dict[int, Bound]) -> int:
     loop = asyncio.get_running_loop()
     primary: Primary | None = None
     stop_asked = asyncio.Event()
@@ -73,12 +80,12 @@ async def _live(config: Config) -> int:
         from wscluster.broker import probe
 
         await probe(config.bus.redis_url, config.bus.bus_timeout)
-    sockets = bind(config.listen.host, config.listen.port)
+    bound = bind(listen_addresses(config.listen), inherited)
     if stop_asked.is_set():
-        for sock in sockets:
-            sock.close()
+        for one in bound:
+            one.close()
         return ExitCode.OK
-    primary = Primary(config, sockets, loop)
+    primary = Primary(config, bound, loop)
     if os.getpid() == 1:
         OrphanReaper(loop, primary.child_pids)
     return await primary.run()

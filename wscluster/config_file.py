@@ -55,7 +55,7 @@ def _read_table(text: str, name: str, table: tuple[str, ...], values: Mapping[st
         elif field in found:
             problems.append(f"{place}: {key} stands in the file twice, as {found[field].place.rpartition(' ')[2]} too")
         else:
-            found[field] = Given(f"{place}: {key}", f"file {place}", value, texts=False)
+            found[field] = Given(f"{place}: {key}", f"file {place}", value, texts=False, rank=3)
     return found, problems
 
 

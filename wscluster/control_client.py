@@ -34,6 +34,11 @@ class Running:
     pid: int
     listeners: tuple[str, ...]
 
+    @property
+    def ports(self) -> set[int]:
+        """The TCP ports that it listens on."""
+        return {int(name.rpartition(":")[2]) for name in self.listeners if not name.startswith("unix:")}
+
 
 def ask(path: Path, verb: str, *, timeout: float | None = 10.0, **arguments: Any) -> Any:
     """Send one request to the primary at ``path`` and return the result; ``timeout`` in seconds.
@@ -80,7 +85,7 @@ def find(control_socket: str | None, pid: int | None, port: int | None) -> Path:
     if pid is not None:
         running = [primary for primary in running if primary.pid == pid]
     if port is not None:
-        running = [primary for primary in running if any(name.endswith(f":{port}") for name in primary.listeners)]
+        running = [primary for primary in running if port in primary.ports]
     if not running:
         wanted = f" with pid {pid}" if pid is not None else f" on port {port}" if port is not None else ""
         raise ControlError(f"no running primary{wanted} was found; one with its own --control-socket must be named")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wscluster.addresses import listen_addresses
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
 from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
@@ -27,12 +28,14 @@ class Given:
         origin: Where, in words: ``flag --port``, ``variable PORT``, ``file wscluster.toml:3``.
         value: The texts of a flag, the text of a variable, or a value of TOML or Python.
         texts: False for a value of TOML or Python.
+        rank: 0 for flags and arguments, 1 for our variables, 2 for those that others read too, 3 for the file.
     """
 
     place: str
     origin: str
     value: Any
     texts: bool = True
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,11 @@ def resolve(sources: Sources) -> Resolved:
     origins: dict[str, str] = {}
     target, problems = _find_target(sources, origins)
     problems.extend(sources.problems)
+    found, contradiction = _choose_listeners(
+        {name: given for name in option_fields() if (given := find_given(name, sources)) is not None}
+    )
     for name, (group, item) in option_fields().items():
-        given = find_given(name, sources)
+        given = found.get(name)
         places[name] = given.place if given is not None else flag_of(name)
         origins[name] = given.origin if given is not None else "default"
         if given is None:
@@ -107,6 +113,7 @@ def resolve(sources: Sources) -> Resolved:
             values[group][name] = _read(item, given)
         except ValueError as exc:
             problems.append(f"{given.place}{_shown(item, given)}: {exc}")
+    problems += contradiction
     if problems:
         raise ConfigError(problems)
     config = Config(target=target, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
@@ -124,8 +131,25 @@ def find_given(name: str, sources: Sources) -> Given | None:
         if text := sources.environment.get(variable):
             line = sources.variable_lines.get(variable)
             place, origin = (f"{line}: {variable}", f" of {line}") if line is not None else (variable, "")
-            return Given(place, f"variable {variable}{origin}", (text,))
+            own = variable.startswith("WSCLUSTER_")
+            return Given(place, f"variable {variable}{origin}", (text,), rank=1 if own else 2)
     return sources.file.get(name)
+
+
+LISTENERS = (("bind",), ("uds",), ("fd",), ("host", "port"))
+"""Ways to say where to listen: the strongest source that knows one decides, and it may know one only."""
+
+
+def _choose_listeners(found: Mapping[str, Given]) -> tuple[Mapping[str, Given], list[str]]:
+    """Return ``found`` without the ways to listen that a stronger source overrides, and the fault of two in one."""
+    told = {name: given for name, given in found.items() if given.value not in ([], ())}
+    ranks = {ways: min(told[name].rank for name in ways if name in told) for ways in LISTENERS if told.keys() & ways}
+    strongest = [ways for ways, rank in ranks.items() if rank == min(ranks.values())]
+    if len(strongest) > 1:
+        given = [next(told[name].place for name in ways if name in told) for ways in strongest]
+        return found, [f"{' and '.join(given)}: one of them says where to listen, not both"]
+    overridden = {name for ways in ranks if ways not in strongest for name in ways}
+    return {name: given for name, given in found.items() if name not in overridden}, []
 
 
 def _read(item: Any, given: Given) -> Any:
@@ -182,4 +206,11 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
             parse_network(text)
         except ValueError as exc:
             problems.append(f"{place('proxy_allow_from')} {text!r}: {exc}")
+    try:
+        listen_addresses(config.listen)
+    except ValueError as exc:
+        name = "bind" if config.listen.bind else "uds"
+        problems.append(f"{place(name)} {exc}")
+    if config.listen.fd is not None and config.listen.fd == config.operate.ready_fd:
+        problems.append(f"{place('ready_fd')} {config.listen.fd}: this is the socket to listen on, {place('fd')}")
     return problems + handshake_faults(config.handshake, place)

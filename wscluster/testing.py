@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import connect, unix_connect
 
 from wscluster.config import flag_of, option_fields
 from wscluster.control_client import ask, stop
@@ -56,6 +56,7 @@ class Cluster:
         workers: Number of workers.
         app_dir: Folder from which the target is imported; the working directory where it is None.
         env: Variables for the primary and its workers, beside those of this process.
+        pass_fds: Descriptors that the primary inherits, such as the one of ``fd``.
         command: What comes before ``serve``, to run it under another program.
         options: Any flag of ``serve`` under its name: ``graceful_timeout=1`` is ``--graceful-timeout 1``. A list gives
             the flag once for each of its items, None does not give it, a truth value turns a switch on or off.
@@ -75,6 +76,7 @@ class Cluster:
         workers: int = 2,
         app_dir: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
         command: tuple[str, ...] = (sys.executable, "-m", "wscluster"),
         **options: Any,
     ) -> None:
@@ -84,7 +86,9 @@ class Cluster:
         self.events: list[Event] = []
         self.output: list[str] = []
         self._command = command
-        self._options = {"workers": workers, "host": "127.0.0.1", "port": 0, "graceful_timeout": 5.0, **options}
+        self._pass_fds = pass_fds
+        where = {} if options.keys() & {"bind", "uds", "fd"} else {"host": "127.0.0.1", "port": 0}
+        self._options = {"workers": workers, **where, "graceful_timeout": 5.0, **options}
         if app_dir is not None:
             self._options["app_dir"] = os.fspath(app_dir)
         self._env = _clean_environment() | dict(env or {})
@@ -121,7 +125,7 @@ class Cluster:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, "serve", self.target, "--ready-fd", str(write), *flags,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[write], env=self._env,
+                pass_fds=[write, *self._pass_fds], env=self._env,
             )  # fmt: skip
         except BaseException:
             os.close(read)
@@ -156,13 +160,21 @@ class Cluster:
 
     @property
     def port(self) -> int:
-        """Port that the primary listens on."""
+        """Port that the primary listens on, of its first TCP listener."""
         return int(next(event["port"] for event in self.events if event["event"] == "ready"))
 
     @property
+    def listeners(self) -> list[str]:
+        """What the primary listens on: ``host:port``, ``[v6]:port``, ``unix:/path``."""
+        return list(next(event["listeners"] for event in self.events if event["event"] == "ready"))
+
+    @property
     def url(self) -> str:
-        """``ws://HOST:PORT``."""
-        return f"ws://{self._options['host']}:{self.port}"
+        """``ws://HOST:PORT`` of the first TCP listener; of the host that was asked for, where one was."""
+        host = self._options.get("host")
+        if host is None:
+            return f"ws://{next(name for name in self.listeners if not name.startswith('unix:'))}"
+        return f"ws://{host}:{self.port}"
 
     @property
     def control_socket(self) -> Path:
@@ -184,8 +196,13 @@ class Cluster:
     def connect(self, path: str = "/", *, source: str | None = None, **options: Any) -> connect:
         """Connect a client of `websockets` to ``path``; ``source`` is the address that it comes from (127.1.0.7).
 
+        Where the first listener is a Unix socket, it connects to that, and there is no source.
+
         ``options`` are those of `websockets.asyncio.client.connect`.
         """
+        first = self.listeners[0]
+        if first.startswith("unix:"):
+            return unix_connect(first.removeprefix("unix:"), f"ws://localhost{path}", **options)
         if source is not None:
             options["local_addr"] = (source, 0)
         return connect(self.url + path, **{"proxy": None, **options})

@@ -154,10 +154,10 @@ def test_all_faults_of_all_sources_are_told_at_once(
 ) -> None:
     (folder / "wscluster.toml").write_text("sticky = 'glue'\nhots = 'x'\nbacklog = 0\n")
     monkeypatch.setenv("WSCLUSTER_SLOT_WAIT", "soon")
-    lines = told(capsys, "a", "--port", "x", "--fd", "1", "--fd", "2")
+    lines = told(capsys, "a", "--port", "x", "--ready-fd", "1", "--ready-fd", "2")
     assert [line.split()[0] for line in lines] == [
-        "target", "wscluster.toml:2:", "--port", "--fd:", "wscluster.toml:3:", "wscluster.toml:1:",
-        "WSCLUSTER_SLOT_WAIT",
+        "target", "wscluster.toml:2:", "--port", "wscluster.toml:3:", "wscluster.toml:1:", "WSCLUSTER_SLOT_WAIT",
+        "--ready-fd:",
     ]  # fmt: skip
 
 
@@ -224,9 +224,9 @@ def test_a_target_that_cannot_be_imported_is_an_exit_code_in_python_too(tmp_path
 
 def test_arguments_that_make_no_sense_are_told_together(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        wscluster.serve("app:handler", workers=0, port="80", bind=[1], ws_per_message_deflate="true")
+        wscluster.serve("app:handler", workers=0, port="80", subprotocols=[1], ws_per_message_deflate="true")
     assert [problem.split()[0] for problem in caught.value.problems] == [
-        "port", "bind", "workers", "ws_per_message_deflate",
+        "port", "workers", "subprotocols", "ws_per_message_deflate",
     ]  # fmt: skip
     assert isinstance(caught.value, ValueError)
     with pytest.raises(TypeError, match=r"no option prot, workres$"):

@@ -129,20 +129,29 @@ def test_the_line_of_a_key_is_the_one_that_sets_it(before: list[str], after: lis
 
 
 def test_what_is_shown_says_where_each_value_comes_from_and_can_be_read_again() -> None:
-    file = parse_config_file('target = "h:chat"\nslot-wait = "1m"\nbind = ["a:1", "b:2"]\nworkers = 3\n', "w.toml")
+    file = parse_config_file('target = "h:chat"\nslot-wait = "1m"\nsubprotocols = ["a", "b"]\nworkers = 3\n', "w.toml")
     assert file is not None
     resolved = resolve(Sources(environment={"PORT": "81"}, file=file[0]))
     lines = show_config(resolved).splitlines()
     assert len(lines) == len(option_fields()) + 1
     for name, comment in {
-        "target": "file w.toml:1", "port": "variable PORT", "bind": "file w.toml:3", "slot_wait": "file w.toml:2",
-        "host": "default", "redis_url": "default",
+        "target": "file w.toml:1", "port": "variable PORT", "subprotocols": "file w.toml:3",
+        "slot_wait": "file w.toml:2", "host": "default", "redis_url": "default",
     }.items():  # fmt: skip
         (line,) = [line for line in lines if line.split()[0] == name or line.startswith(f"# {name} ")]
         assert line.endswith(f"  # {comment}"), line
     again = parse_config_file("\n".join(lines), "again.toml")
     assert again is not None
     assert again[1] == []
+    assert resolve(Sources(file=again[0])).config == resolved.config
+
+
+def test_of_the_ways_to_listen_the_one_that_is_used_is_shown() -> None:
+    resolved = resolve(Sources("a:b", environment={"WSCLUSTER_UDS": "/a"}))
+    lines = show_config(resolved).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["# host is not set", "# port is not set", "bind = []"]
+    again = parse_config_file("\n".join(lines), "again.toml")
+    assert again is not None
     assert resolve(Sources(file=again[0])).config == resolved.config
 
 

@@ -1,12 +1,14 @@
 """Which source wins, what each may hold, and how faults name it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wscluster.config import Config, ConfigError, flag_of, option_fields
+from wscluster.addresses import Inherited, Tcp, UnixPath, parse_address
+from wscluster.config import Config, ConfigError, Listen, flag_of, option_fields
 from wscluster.options import is_list, parse_value, take_value
 from wscluster.sources import Given, Sources, argument_values, find_given, flag_values, resolve
 
@@ -122,14 +124,14 @@ def test_every_source_tells_its_faults_at_once() -> None:
         Sources(
             None,
             flag_values({"port": ("x",)}),
-            {"WSCLUSTER_WORKERS": "0", "WSCLUSTER_FD": "-"},
+            {"WSCLUSTER_WORKERS": "0", "WSCLUSTER_ROOM_LOG": "-"},
             {"target": in_file("target", 3), "sticky": in_file("sticky", "glue"), "port": in_file("port", "unseen")},
-            {"WSCLUSTER_FD": ".env:4"},
+            {"WSCLUSTER_ROOM_LOG": ".env:4"},
             ("f.toml:2: there is no option 'a'",),
         )
     )
     assert [fault.partition(" ")[0] for fault in told] == [
-        "f.toml:1:", "f.toml:2:", "--port", ".env:4:", "WSCLUSTER_WORKERS", "f.toml:1:",
+        "f.toml:1:", "f.toml:2:", "--port", "WSCLUSTER_WORKERS", "f.toml:1:", ".env:4:",
     ]  # fmt: skip
     assert told[0] == "f.toml:1: target 3: module:attribute is wanted, such as handlers:chat"
 
@@ -159,3 +161,68 @@ def test_a_wrong_value_that_is_long_is_cut_and_a_secret_one_is_hidden() -> None:
 
 def test_lists_are_known() -> None:
     assert {name for name, (_, item) in option_fields().items() if is_list(item)} >= {"bind", "subprotocols"}
+
+
+# Where to listen
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "file", "listen"),
+    [
+        ({"uds": "/a"}, {"WSCLUSTER_HOST": "h", "PORT": "1"}, {"bind": ["a:1"]}, Listen(uds="/a")),
+        ({"port": "1"}, {"WSCLUSTER_UDS": "/a"}, {"fd": 3, "host": "h"}, Listen(host="h", port=1)),
+        ({}, {"PORT": "1", "WSCLUSTER_FD": "3"}, {}, Listen(fd=3)),
+        ({}, {"PORT": "1"}, {"uds": "/a"}, Listen(port=1)),
+        ({}, {"WSCLUSTER_PORT": "1"}, {"host": "h"}, Listen(host="h", port=1)),
+        ({}, {}, {"host": "h", "port": 1, "bind": []}, Listen(host="h", port=1)),
+        ({"bind": "a:1"}, {}, {"host": "h"}, Listen(bind=("a:1",))),
+    ],
+)
+def test_the_strongest_source_decides_where_to_listen(
+    flags: dict[str, str], environment: dict[str, str], file: dict[str, object], listen: Listen
+) -> None:
+    given = {name: replace(in_file(name, value), rank=3) for name, value in file.items()}
+    assert resolve(Sources(TARGET, flag_values(flags), environment, given)).config.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "fault"),
+    [
+        ({"uds": "/a", "host": "h"}, {}, "--uds and --host: one of them says where to listen, not both"),
+        ({"bind": "a:1", "port": "2"}, {}, "--bind and --port: one of them says where to listen, not both"),
+        ({"bind": "a:1", "uds": "/a", "fd": "3"}, {}, "--bind and --uds and --fd: one of them"),
+        ({}, {"WSCLUSTER_FD": "3", "WSCLUSTER_PORT": "1"}, "WSCLUSTER_FD and WSCLUSTER_PORT: one of them"),
+        ({"fd": "3", "ready_fd": "3"}, {}, "--ready-fd 3: this is the socket to listen on, --fd"),
+        ({"bind": "a:1,a"}, {}, "--bind 'a': HOST:PORT, [V6]:PORT, unix:PATH or fd:N is wanted"),
+        ({"bind": "a:1,fd:3,fd:3"}, {}, "--bind 'fd:3' stands there twice"),
+        ({"uds": "a\0b"}, {}, "--uds the path of a Unix socket is wanted"),
+        ({"fd": "3"}, {"WSCLUSTER_BIND": "nonsense", "WSCLUSTER_SLOT_WAIT": "x"}, "WSCLUSTER_SLOT_WAIT 'x'"),
+    ],
+)
+def test_two_ways_to_listen_in_one_source_and_addresses_that_are_none(
+    flags: dict[str, str], environment: dict[str, str], fault: str
+) -> None:
+    (told,) = faults(Sources(TARGET, flag_values(flags), environment))
+    assert told.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("h:1", Tcp("h", 1)), ("127.0.0.1:0", Tcp("127.0.0.1", 0)), ("[::1]:65535", Tcp("::1", 65535)),
+        (":80", Tcp("", 80)), ("[]:80", Tcp("", 80)), ("unix:a b", UnixPath("a b")), ("unix:/a:b", UnixPath("/a:b")),
+        ("fd:3", Inherited(3)),
+    ],
+)  # fmt: skip
+def test_an_address(text: str, address: object) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "h", "h:", "h:65536", "h:-1", "::1:80", "[::1]", "[::1:80", "h:1:2", "unix:", "unix:a\0", "fd:", "fd:x",
+     "fd:-1", "h:٣", "fd:9999999999"],
+)  # fmt: skip
+def test_an_address_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is wanted$"):
+        parse_address(text)
