@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from websockets.datastructures import Headers
 from websockets.exceptions import ConcurrencyError
@@ -24,6 +25,7 @@ from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
     import uuid
+    from types import TracebackType
 
     from websockets.protocol import State
 
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 class Connection(Wire):
     """One WebSocket, from its adoption by the worker to its end (`wscluster.api.Connection` is the contract)."""
 
-    __slots__ = ("_logger", "_response", "_session", "username")
+    # __dict__, because programs put attributes of their own on a connection; it takes no memory before the first.
+    __slots__ = ("__dict__", "_logger", "_response", "_session", "username")
 
     def __init__(self, server: HandlerServer, peer: tuple[str, int] | None) -> None:
         protocol = ServerProtocol(extensions=server.extensions, max_size=server.max_size, logger=server.protocol_logger)
@@ -100,10 +103,22 @@ class Connection(Wire):
         return self.protocol.close_reason
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Event loop of the worker."""
+        return self.server.loop
+
+    @property
+    def debug(self) -> bool:
+        """Whether the frames of the connection are logged (``--log-level debug``)."""
+        return self.protocol.debug
+
+    @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Logger whose lines carry the connection's id."""
+        """Logger whose lines carry the connection's id, and whose records have the connection as ``websocket``."""
         if self._logger is None:
-            self._logger = _ConnectionLogger(logging.getLogger("wscluster.connection"), {"connection": str(self.id)})
+            self._logger = _ConnectionLogger(
+                logging.getLogger("wscluster.connection"), {"websocket": weakref.proxy(self)}
+            )
         return self._logger
 
     # Opening handshake
@@ -192,9 +207,11 @@ class Connection(Wire):
                 raise await self.wait_closed_exception()
             self.write_fragment(None, b"", fin=True)
             self.server.messages_out += 1
-        except BaseException:
+        except BaseException as exc:
             # Half a message is out and cannot be taken back (RFC 6455, 5.4): nothing more can be sent.
             self.fail(CloseCode.INTERNAL_ERROR, "error in fragmented message")
+            if isinstance(exc, Exception):
+                await self.wait_lost()
             raise
         finally:
             self._fragmenting.set_result(None)
@@ -209,6 +226,14 @@ class Connection(Wire):
             raise self.closed_exception()
 
     # Control
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close(CloseCode.NORMAL_CLOSURE if exc_type is None else CloseCode.INTERNAL_ERROR)
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Perform the closing handshake (RFC 6455, 7) and wait for its end; nothing when it is closed already.
@@ -297,8 +322,8 @@ class Connection(Wire):
 
 class _ConnectionLogger(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        connection = self.extra["connection"] if self.extra else ""
-        return f"{msg} (connection {connection})", kwargs
+        extra = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return f"{msg} (connection {extra['websocket'].id})", {**kwargs, "extra": extra}
 
 
 def _parse_response(head: bytes) -> Response:

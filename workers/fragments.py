@@ -18,23 +18,24 @@ class Fragments:
     Attributes:
         is_text: True for a text message, False for a binary one.
         data: Payload of all fragments that are here.
+        ends: Where each of them ends in ``data``.
     """
 
-    __slots__ = ("_ends", "_judged", "data", "is_text")
+    __slots__ = ("_judged", "data", "ends", "is_text")
 
     def __init__(self, is_text: bool, first: bytes | bytearray | memoryview) -> None:
         self.is_text = is_text
         self.data = bytearray(first)
-        self._ends = array("I", (len(first),))
+        self.ends = array("I", (len(first),))
         self._judged = len(first)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def add(self, fragment: bytes | bytearray | memoryview) -> None:
         """Take the next fragment."""
         self.data += fragment
-        self._ends.append(len(self.data))
+        self.ends.append(len(self.data))
 
     def whole(self) -> bytes:
         """Return the payload of the message, once its last fragment is here."""
@@ -42,11 +43,15 @@ class Fragments:
 
     def parts(self) -> list[bytes]:
         """Return the fragments as they came."""
-        begins = (0, *self._ends[:-1])
-        return [bytes(self.data[begin:end]) for begin, end in zip(begins, self._ends, strict=True)]
+        return cut_payload(bytes(self.data), self.ends)
 
     def has_grown(self) -> bool:
         """Say whether it has grown by `MIN_GROWTH_BYTES` since it began, or since this was asked last."""
         grown = len(self.data) - self._judged
         self._judged = len(self.data)
         return grown >= MIN_GROWTH_BYTES
+
+
+def cut_payload(payload: bytes, ends: array[int]) -> list[bytes]:
+    """Return the fragments of ``payload``, of which each ends where ``ends`` says."""
+    return [payload[begin:end] for begin, end in zip((0, *ends[:-1]), ends, strict=True)]

@@ -138,7 +138,7 @@ class HandlerServer:
         """The handler has ended: close its connection, with 1011 where it raised."""
         code = CloseCode.NORMAL_CLOSURE
         if task.cancelled():
-            code = CloseCode.GOING_AWAY
+            code = CloseCode.GOING_AWAY if self.draining else CloseCode.INTERNAL_ERROR
         elif (exc := task.exception()) is not None and not isinstance(exc, ConnectionClosed):
             connection.logger.error("handler failed", exc_info=exc)
             code = CloseCode.INTERNAL_ERROR

@@ -259,7 +259,7 @@ class Wire(Inbox):
         self.protocol.data_to_send()
         self.is_open = self._short_way = False
         self._partial = b""
-        self._held = self._fragments = None
+        self._held = None
         self.server.disconnected(self)
         self.resume_writing()
         for waiter in (self._recv_waiter, self._lost_waiter):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from websockets.http11 import Response
 
 Data = str | bytes
@@ -107,6 +109,13 @@ class Connection(Protocol):
     def subprotocol(self) -> str | None:
         """The negotiated subprotocol."""
 
+    username: str | None
+    """Name of the client, where HTTP Basic authentication told it."""
+
+    @property
+    def transport(self) -> Any:
+        """The TCP connection, for `asyncio.BaseTransport.get_extra_info`; whoever writes to it breaks the protocol."""
+
     @property
     def state(self) -> Any:
         """`websockets.protocol.State`."""
@@ -138,9 +147,22 @@ class Connection(Protocol):
     async def recv(self, decode: bool | None = None) -> Any:
         """Return the next message; ``decode`` forces `str` (True) or `bytes` (False).
 
+        Cancelling it is safe: the next call returns the message.
+
         Raises:
             ConnectionClosed: The connection is closed.
-            ConcurrencyError: Another task waits in `recv` already.
+            ConcurrencyError: Another task receives already, or a message was not read to its end (`recv_streaming`).
+        """
+
+    def recv_streaming(self, decode: bool | None = None) -> AsyncIterator[Any]:
+        """Iterate over the fragments of the next message, each as it arrives; ``decode`` as for `recv`.
+
+        It must be read to its end, else nothing can be received any more. Cancelling it before the first fragment is
+        safe.
+
+        Raises:
+            ConnectionClosed: The connection was closed before the message was whole.
+            ConcurrencyError: As for `recv`.
         """
 
     async def send(
@@ -154,7 +176,7 @@ class Connection(Protocol):
         """
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Perform the closing handshake (RFC 6455, 7); does nothing when it is closed."""
+        """Perform the closing handshake (RFC 6455, 7) and wait for its end; does nothing when it is closed."""
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed."""
@@ -167,6 +189,13 @@ class Connection(Protocol):
 
     def respond(self, status: int, text: str) -> Response:
         """Make a plain text HTTP response, for ``process_request``."""
+
+    async def __aenter__(self) -> Self:
+        """Close the connection at the end of the block: with 1000, or with 1011 where it raised."""
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Iterate over the messages until the connection is closed normally."""

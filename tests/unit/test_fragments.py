@@ -25,7 +25,7 @@ def test_4000_fragments_of_one_byte_cost_few_bytes_each() -> None:
     fragments = Fragments(False, b"x")
     for _ in range(3999):
         fragments.add(b"x")
-    held = sys.getsizeof(fragments.data) + sys.getsizeof(fragments._ends)
+    held = sys.getsizeof(fragments.data) + sys.getsizeof(fragments.ends)
     assert held < 4000 * 6 + 200
 
 
