@@ -162,6 +162,8 @@ async def theirs(handler: Handler, **config: Any) -> AsyncIterator[int]:
         0,
         ping_interval=None,
         max_size=config.get("ws_max_size", 2**20),
+        max_queue=config.get("ws_max_queue", 16),
+        close_timeout=config.get("ws_close_timeout", 10),
         compression="deflate" if config.get("ws_per_message_deflate", True) else None,
     ) as server:
         yield server.sockets[0].getsockname()[1]
