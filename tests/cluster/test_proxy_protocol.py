@@ -118,6 +118,19 @@ def test_a_client_keeps_its_worker_whatever_balancer_it_comes_through() -> None:
     run(main())
 
 
+def test_a_client_of_another_family_than_its_balancer() -> None:
+    async def main() -> None:
+        async with proxied(proxy_protocol="v2", host="::1") as cluster:
+            for header, client in ((BLOCK, ["192.0.2.7", 40000]), (block(family=0x31, body=bytes(216)), None)):
+                raw = Raw(*await asyncio.open_connection("::1", cluster.port))
+                raw.writer.write(header + handshake())
+                assert " 101 " in await raw.head()
+                assert json.loads(await raw.message())["client"] == client
+                await raw.close()
+
+    run(main())
+
+
 # Exactly the header, however it comes
 
 
