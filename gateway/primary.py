@@ -10,10 +10,11 @@ import random
 import socket
 import sys
 
-from wscluster.config import Config, to_json
+from wscluster.config import Config, flag_of, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway import handoff
+from wscluster.gateway.admission import Admission, make_admission
 from wscluster.gateway.answers import Answers
 from wscluster.gateway.binding import Bound
 from wscluster.gateway.control import ControlServer
@@ -32,6 +33,7 @@ from wscluster.packets import (
     BootFailed,
     BusAt,
     Drain,
+    Ended,
     Offer,
     Offered,
     Packet,
@@ -65,6 +67,7 @@ class Primary:
         chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
         self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
         self._peeker = self._make_peeker()
+        self._admission = make_admission(config.listen)
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
         self._listeners = [Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen) for one in bound]
         self._events = EventLog(config.operate.ready_fd, loop)
@@ -182,6 +185,8 @@ class Primary:
                     for number in numbers:
                         self._sockets.pop(number).close()
                 case handoff.Reject(numbers):
+                    if self._admission is not None:
+                        self._admission.reject(numbers)
                     for number in numbers:
                         self._shedder.shed(self._sockets.pop(number))
 
@@ -250,11 +255,21 @@ class Primary:
         offers = []
         for sock, host, port in batch:
             self._last_number += 1
+            if self._admission is not None and not self._admit(self._admission, sock, host):
+                continue
             self._sockets[self._last_number] = sock
             offers.append(Offered(self._last_number, host, port))
         self._hand(self._ledger.accept(offers, self.loop.time()))
         if self._ledger.next_deadline() is not None:
             self._arm()
+
+    def _admit(self, admission: Admission, sock: socket.socket, host: str) -> bool:
+        limit = admission.admit(self._last_number, host, self.loop.time())
+        if limit is None:
+            return True
+        self._shed_unseen()
+        self._shedder.shed(sock, f"over {flag_of(limit)}", "Too many connections. Try again in a second.")
+        return False
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
@@ -279,6 +294,8 @@ class Primary:
         now = self.loop.time()
         match packet:
             case Adopted(numbers):
+                if self._admission is not None:
+                    self._admission.adopt(worker, numbers)
                 self._hand(self._ledger.adopt(worker, numbers))
             case Refused(numbers):
                 self._hand(self._ledger.refuse(worker, numbers, now))
@@ -290,6 +307,9 @@ class Primary:
                 self._became_ready(worker)
             case BootFailed():
                 self._boot_failed(worker, packet)
+            case Ended(numbers):
+                if self._admission is not None:
+                    self._admission.end(worker, numbers)
             case WantBus():
                 self._bus_wanted(worker)
             case _:
@@ -326,6 +346,8 @@ class Primary:
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:
+        if self._admission is not None:
+            self._admission.lose(worker)
         self._hand(self._ledger.end(worker, self.loop.time()))
         self._arm()
 

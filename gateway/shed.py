@@ -10,12 +10,13 @@ import asyncio
 import logging
 import socket
 import struct
+from dataclasses import dataclass
 
-ANSWER = (
-    b"HTTP/1.1 503 Service Unavailable\r\nServer: wscluster\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 42\r\n\r\n"
-    b"No worker is ready. Try again in a second."
+HEAD = (
+    "HTTP/1.1 503 Service Unavailable\r\nServer: wscluster\r\nRetry-After: 1\r\nConnection: close\r\n"
+    "Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n{}"
 )
+NO_WORKER = "No worker is ready. Try again in a second."
 LINGER_BYTES = 16 * 1024
 LINGER_SECONDS = 1.0
 MAX_LINGERING = 256
@@ -26,24 +27,34 @@ logger = logging.getLogger("wscluster.primary")
 _RESET = struct.pack("ii", 1, 0)
 
 
+@dataclass(slots=True)
+class _Complaint:
+    at: float = float("-inf")
+    count: int = 0
+
+
 class Shedder:
     """Answers and closes sockets; at most `MAX_LINGERING` at a time, the others are reset."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lingering: dict[socket.socket, tuple[asyncio.TimerHandle, int]] = {}
-        self._complained_at = float("-inf")
-        self._shed_since = 0
+        self._complaints: dict[str, _Complaint] = {}
 
-    def shed(self, sock: socket.socket) -> None:
-        """Turn the client on ``sock`` away; the socket is closed in the end."""
-        self._complain()
+    def shed(self, sock: socket.socket, reason: str = "no worker can take them", text: str = NO_WORKER) -> None:
+        """Turn the client on ``sock`` away; the socket is closed in the end.
+
+        Args:
+            reason: For the log; one of a few, each is counted.
+            text: For the client, ASCII.
+        """
+        self._complain(self._complaints.setdefault(reason, _Complaint()), reason)
         if len(self._lingering) >= MAX_LINGERING:
             self._reset(sock)
             return
         sock.setblocking(False)
         try:
-            sock.send(ANSWER, socket.MSG_NOSIGNAL)
+            sock.send(HEAD.format(len(text), text).encode(), socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._reset(sock)
@@ -57,13 +68,13 @@ class Shedder:
         for sock in list(self._lingering):
             self._finish(sock)
 
-    def _complain(self) -> None:
+    def _complain(self, complaint: _Complaint, reason: str) -> None:
         """Say that clients are turned away, and how many since the last such line, but not for each of a crowd."""
-        self._shed_since += 1
+        complaint.count += 1
         now = self._loop.time()
-        if now - self._complained_at >= COMPLAIN_SECONDS:
-            logger.warning("connections turned away, no worker can take them: %d", self._shed_since)
-            self._complained_at, self._shed_since = now, 0
+        if now - complaint.at >= COMPLAIN_SECONDS:
+            logger.warning("connections turned away, %s: %d", reason, complaint.count)
+            complaint.at, complaint.count = now, 0
 
     def _read(self, sock: socket.socket) -> None:
         timer, left = self._lingering[sock]

@@ -26,6 +26,7 @@ from wscluster.workers.wire import Wire
 if TYPE_CHECKING:
     from wscluster.config import WebSocket
     from wscluster.workers.bus import Bus
+    from wscluster.workers.endings import Endings
     from wscluster.workers.target import Target
 
 SLOW_CLOSE_SECONDS = 1.0
@@ -74,6 +75,7 @@ class HandlerServer:
         self.messages_in = 0
         self.messages_out = 0
         self.connections: set[Wire] = set()
+        self.endings: Endings | None = None
         self.draining = False
         self.aborting = False
         self._target = target
@@ -97,14 +99,28 @@ class HandlerServer:
 
     # A connection's life
 
-    def adopt(self, fd: int, host: str, port: int) -> None:
-        """Make a connection of the socket ``fd`` of the client ``host`` (empty: on a Unix socket)."""
+    def adopt(self, fd: int, host: str, port: int, number: int = 0) -> None:
+        """Make a connection of the socket ``fd`` of the client ``host`` (empty: on a Unix socket).
+
+        ``number`` is the primary's name for it.
+        """
         # The family is asked of the socket: behind a balancer the client has an address of another one.
         sock = socket.socket(-1, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
         sock.setblocking(False)
         self.adopted += 1
-        factory = functools.partial(self._make_connection, self, (host, port) if host else None)
-        self.spawn(self.loop.connect_accepted_socket(factory, sock), self._transport_made)
+        factory: Callable[[], Connection] = functools.partial(
+            self._make_connection, self, (host, port) if host else None
+        )
+        done: Callable[[asyncio.Task[object]], None] = self._transport_made
+        if self.endings is not None:
+            factory = self.endings.follow(factory, number)
+            done = functools.partial(self._transport_followed, number)
+        self.spawn(self.loop.connect_accepted_socket(factory, sock), done)
+
+    def _transport_followed(self, number: int, task: asyncio.Task[object]) -> None:
+        assert self.endings is not None
+        self.endings.began(number, failed=task.cancelled() or task.exception() is not None)
+        self._transport_made(task)
 
     def _transport_made(self, task: asyncio.Task[object]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
@@ -127,6 +143,8 @@ class HandlerServer:
         self._handshakes.forget(connection)
         if self._access is not None:
             self._access.ended(connection)
+        if self.endings is not None:
+            self.endings.ended(connection)
         self._check_idle()
 
     def opened(self, connection: Connection) -> None:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wscluster import context, logs
-from wscluster.config import Config, from_json
+from wscluster.config import Config, counts_open, from_json
 from wscluster.control_paths import default_path
 from wscluster.errors import ExitCode, TargetError
 from wscluster.link import Link
@@ -39,6 +39,7 @@ from wscluster.packets import (
     WantBus,
 )
 from wscluster.workers.bus import Bus
+from wscluster.workers.endings import Endings
 from wscluster.workers.serve import HandlerServer
 from wscluster.workers.target import Target, load_target, user_traceback
 
@@ -109,6 +110,8 @@ class Worker:
                     target, config.websocket, self._bus, start.slot, self.loop,
                     handshake=config.handshake, access_log=config.operate.access_log,
                 )  # fmt: skip
+                if counts_open(config.listen):
+                    self._server.endings = Endings(self._link, self.loop)
                 # What boot left behind lives as long as the process: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -225,7 +228,7 @@ class Worker:
 
     def _adopt(self, server: HandlerServer, taken: list[tuple[Offered, int]]) -> None:
         for offered, fd in taken:
-            server.adopt(fd, offered.host, offered.port)
+            server.adopt(fd, offered.host, offered.port, offered.number)
 
     def _want_bus(self) -> None:
         self._link.send(WantBus())

@@ -33,6 +33,13 @@ class Listen:
     proxy_allow_from: tuple[str, ...] = option(
         ("127.0.0.0/8", "::1/128"), "Networks whose PROXY headers are believed.", metavar="CIDR,...",
     )  # fmt: skip
+    limit_connections: int | None = option(None, "Connections that may be open; one more gets 503.", low=1)
+    limit_connections_per_ip: int | None = option(
+        None, "Connections of one address that may be open; one more gets 503.", low=1
+    )
+    limit_connect_rate_per_ip: int | None = option(
+        None, "Connections that one address may begin in a second; one more gets 503.", low=1
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +206,11 @@ GROUPS: dict[str, type[Any]] = {
     "websocket": WebSocket,
     "operate": Operate,
 }
+
+
+def counts_open(listen: Listen) -> bool:
+    """Say whether the primary must know of every connection when it ends."""
+    return listen.limit_connections is not None or listen.limit_connections_per_ip is not None
 
 
 def to_json(config: Config) -> str:

@@ -1,8 +1,8 @@
 """The wire format between the primary and one worker: one packet is one datagram of an ``AF_UNIX SOCK_SEQPACKET`` link.
 
-The first byte names the kind. `Offer`, `Adopted` and `Refused` travel once for every few connections and are packed by
-hand; the others are rare and travel as JSON. Sockets (SCM_RIGHTS) go beside an `Offer`, one for each connection, in the
-same order. Nothing here does I/O.
+The first byte names the kind. `Offer`, `Adopted`, `Refused` and `Ended` travel once for every few connections and are
+packed by hand; the others are rare and travel as JSON. Sockets (SCM_RIGHTS) go beside an `Offer`, one for each
+connection, in the same order. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -107,6 +107,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """Worker to primary: these connections, which it had adopted, are over; sent where open connections are limited."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WantBus:
     """Worker to primary: a room was used for the first time, start the private bus and say where it is."""
 
@@ -138,10 +145,10 @@ class Beat:
     stats: Stats = field(default_factory=Stats)
 
 
-Packet = Start | Offer | Drain | Poll | BusAt | Ready | BootFailed | Adopted | Refused | WantBus | Beat
+Packet = Start | Offer | Drain | Poll | BusAt | Ready | BootFailed | Adopted | Refused | WantBus | Beat | Ended
 
 _KINDS: tuple[type[Any], ...] = (
-    Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat,
+    Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat, Ended,
 )  # fmt: skip
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
 _OFFERED = struct.Struct("!QHB")
@@ -161,7 +168,7 @@ def encode(packet: Packet) -> bytes:
     match packet:
         case Offer(connections):
             body = b"".join(map(_encode_offered, connections))
-        case Adopted(numbers) | Refused(numbers):
+        case Adopted(numbers) | Refused(numbers) | Ended(numbers):
             body = struct.pack(f"!{len(numbers)}Q", *numbers)
         case BootFailed(exit_code, reason, traceback):
             # JSON makes six bytes of a control character.
@@ -184,7 +191,7 @@ def decode(data: bytes) -> Packet:
         kind = _KINDS[data[0] - 1] if data[0] else None
         if kind is Offer:
             return Offer(_decode_offered(memoryview(data)[1:]))
-        if kind is Adopted or kind is Refused:
+        if kind is Adopted or kind is Refused or kind is Ended:
             return kind(struct.unpack(f"!{(len(data) - 1) // 8}Q", data[1:]))  # type: ignore[no-any-return]
         if kind is Beat:
             body = json.loads(data[1:])
