@@ -11,6 +11,8 @@ from wscluster.control_client import ask, find
 from wscluster.errors import BusUnavailable
 from wscluster.urls import find_url_fault, hide_password
 
+MOST = 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class BusFacts:
@@ -23,27 +25,33 @@ class BusFacts:
     bus_timeout: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BusLookup:
     """What a program said about the bus; `find` says where it is.
 
     The first of these counts: ``redis_url``; the primary that is named; in a worker, its own primary; the variable
-    ``REDIS_URL``; the only primary that runs. A primary also says how its cluster uses the bus; ``prefix`` comes before
-    what it says.
+    ``REDIS_URL``; the only primary that runs. A primary also says how its cluster uses the bus. What is given here
+    comes before that, and that before the defaults.
     """
 
     redis_url: str | None = field(default=None, repr=False)
-    prefix: str | None = None
     control_socket: str | None = None
     pid: int | None = None
     port: int | None = None
+    prefix: str | None = None
+    room_log: int | None = None
+    room_log_ttl: float | None = None
+    bus_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        named = [self.control_socket, self.pid, self.port] != [None, None, None]
         if self.redis_url is not None:
-            if named:
+            if [self.control_socket, self.pid, self.port] != [None, None, None]:
                 raise ValueError("both a redis_url and a primary are given: one of them says where the bus is")
             _check_url("redis_url", self.redis_url)
+        for name, least in (("room_log", 0), ("room_log_ttl", 0.001), ("bus_timeout", 0.001)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= MOST:
+                raise ValueError(f"{name} is a number from {least:g} to {MOST:g}, not {value}")
 
     def find(self) -> BusFacts:
         """Return where the bus is; a private Valkey that does not run yet is started.
@@ -59,13 +67,27 @@ class BusLookup:
             if control_socket is None and (url := os.environ.get("REDIS_URL") or None) is not None:
                 _check_url("REDIS_URL", url)
         if url is not None:
-            bus = config.Bus()
-            return BusFacts(url, self.prefix or bus.redis_prefix, bus.room_log, bus.room_log_ttl, bus.bus_timeout)
+            return self._facts(url, config.Bus())
         told = ask(find(control_socket, self.pid, self.port), "bus")
         if told["url"] is None:
             raise BusUnavailable(f"the bus is unavailable: {told['reason']}")
+        return self._facts(
+            told["url"],
+            config.Bus(
+                redis_prefix=told["prefix"],
+                bus_timeout=told["bus_timeout"],
+                room_log=told["room_log"],
+                room_log_ttl=told["room_log_ttl"],
+            ),
+        )
+
+    def _facts(self, url: str, otherwise: config.Bus) -> BusFacts:
         return BusFacts(
-            told["url"], self.prefix or told["prefix"], told["room_log"], told["room_log_ttl"], told["bus_timeout"]
+            url,
+            otherwise.redis_prefix if self.prefix is None else self.prefix,
+            otherwise.room_log if self.room_log is None else self.room_log,
+            otherwise.room_log_ttl if self.room_log_ttl is None else self.room_log_ttl,
+            otherwise.bus_timeout if self.bus_timeout is None else self.bus_timeout,
         )
 
 

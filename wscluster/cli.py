@@ -152,16 +152,16 @@ def stop_command(control_socket: str | None, pid: int | None, port: int | None, 
 @click.option(
     "--prefix", "--redis-prefix", metavar="PREFIX", help="Prefix of the cluster, where it is not the primary's."
 )
+@click.option("--room-log", type=int, metavar="N", help="With --redis-url: --room-log of the cluster.")
+@click.option("--room-log-ttl", type=float, metavar="SECONDS", help="With --redis-url: --room-log-ttl of the cluster.")
 @click.option("--binary", is_flag=True, help="Send bytes, not text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def publish_command(
     room: str,
     message: str,
-    redis_url: str | None,
-    prefix: str | None,
     binary: bool,
     as_json: bool,
-    **primary: Any,
+    **where: Any,
 ) -> int:
     """Send MESSAGE to every member of ROOM and print its position; MESSAGE - is read from standard input.
 
@@ -172,7 +172,7 @@ def publish_command(
     from wscluster.publisher import SyncPublisher
 
     try:
-        publisher = SyncPublisher(redis_url, prefix=prefix, **primary)
+        publisher = SyncPublisher(**where)
         position = publish_once(publisher, room, message, binary=binary)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc

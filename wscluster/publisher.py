@@ -34,9 +34,12 @@ class Publisher:
         control_socket: Control socket of the primary.
         port: A port that the primary listens on.
         pid: Process id of the primary.
+        room_log, room_log_ttl, bus_timeout: As the flags of ``serve``: messages that a room's log keeps, seconds that
+            it outlives the last one, seconds within which `publish` succeeds or fails. None: what the primary has, and
+            the flags' defaults with a URL. Give the log's two as the cluster has them: each message trims the log.
 
     Raises:
-        ValueError: The URL is malformed, or both a URL and a primary are given.
+        ValueError: The URL is malformed, both a URL and a primary are given, or a number is out of range.
     """
 
     def __init__(
@@ -47,8 +50,14 @@ class Publisher:
         control_socket: str | None = None,
         port: int | None = None,
         pid: int | None = None,
+        room_log: int | None = None,
+        room_log_ttl: float | None = None,
+        bus_timeout: float | None = None,
     ) -> None:
-        self._lookup = BusLookup(redis_url, prefix, control_socket, pid, port)
+        self._lookup = BusLookup(
+            redis_url=redis_url, control_socket=control_socket, pid=pid, port=port, prefix=prefix,
+            room_log=room_log, room_log_ttl=room_log_ttl, bus_timeout=bus_timeout,
+        )  # fmt: skip
         self._facts: BusFacts | None = None
         self._commands: Commands | None = None
 
@@ -78,7 +87,7 @@ class Publisher:
         Raises:
             TypeError: The message is neither `str` nor bytes-like, or the room no `str`.
             ValueError: The room's name is empty or longer than 255 bytes.
-            BusUnavailable: No answer within the cluster's ``--bus-timeout`` (5 seconds with a URL); whether the message
+            BusUnavailable: No answer within the bus's timeout; whether the message
                 arrived is unknown. Or the server refuses, and says why.
             WsclusterError: The publisher is not open.
         """
@@ -104,7 +113,7 @@ class SyncPublisher:
     connection at the end. The arguments are those of `Publisher`.
 
     Raises:
-        ValueError: The URL is malformed, or both a URL and a primary are given.
+        ValueError: The URL is malformed, both a URL and a primary are given, or a number is out of range.
     """
 
     def __init__(
@@ -115,8 +124,14 @@ class SyncPublisher:
         control_socket: str | None = None,
         port: int | None = None,
         pid: int | None = None,
+        room_log: int | None = None,
+        room_log_ttl: float | None = None,
+        bus_timeout: float | None = None,
     ) -> None:
-        self._lookup = BusLookup(redis_url, prefix, control_socket, pid, port)
+        self._lookup = BusLookup(
+            redis_url=redis_url, control_socket=control_socket, pid=pid, port=port, prefix=prefix,
+            room_log=room_log, room_log_ttl=room_log_ttl, bus_timeout=bus_timeout,
+        )  # fmt: skip
         self._facts: BusFacts | None = None
         self._commands: BlockingCommands | None = None
 
@@ -142,7 +157,7 @@ class SyncPublisher:
         Raises:
             TypeError: The message is neither `str` nor bytes-like, or the room no `str`.
             ValueError: The room's name is empty or longer than 255 bytes, or ``REDIS_URL`` is malformed.
-            BusUnavailable: No answer within the cluster's ``--bus-timeout`` (5 seconds with a URL); whether the message
+            BusUnavailable: No answer within the bus's timeout; whether the message
                 arrived is unknown. Or the server refuses, and says why.
             WsclusterError: No primary runs, or several do.
         """

@@ -32,6 +32,11 @@ logger = logging.getLogger("wscluster.bus")
 class Subscriber:
     """Hears channels through one connection that comes back by itself.
 
+    It reads as fast as the process can and holds nothing back: the callbacks are called between two reads, may not wait
+    for anybody, and see no more than a few hundred KiB in one turn of the loop. What a process is too slow to read
+    waits in the server, which ends the connection at its limit (``client-output-buffer-limit pubsub``). Then it is
+    subscribed again, and whoever is told of that looks at what was missed. So it is after a callback that raises.
+
     Args:
         url: The server.
         on_message: Called with channel and data of each message.

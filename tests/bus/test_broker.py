@@ -15,7 +15,7 @@ from redis._parsers.hiredis import _AsyncHiredisParser
 
 from tests.bus.bus_support import Proxy, Valkey, run, wait_until
 from wscluster import unsent
-from wscluster.broker import make_connection, probe
+from wscluster.broker import end_connection, make_connection, open_blocking, open_connection, probe
 from wscluster.commands import Commands
 from wscluster.envelope import MAX_LOGGED_BYTES, publish_arguments
 from wscluster.errors import BusUnavailable, StartError
@@ -415,3 +415,60 @@ def test_a_url_that_serves_is_no_fault(tmp_path: Path, caplog: pytest.LogCapture
         run(probe(f"unix://:o%2Fp%40e%3An@{valkey.path}", 10))
         run(probe(f"unix://{valkey.path}?password=o%2Fp%40e%3An", 10))
     assert caplog.text == ""
+
+
+def test_every_connection_over_tcp_ends_when_nothing_is_acknowledged(tmp_path: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+
+        async def main() -> None:
+            # A URL that says otherwise is not asked.
+            url = f"redis://127.0.0.1:{port}?socket_keepalive=no&socket_timeout=9"
+            connection, transport = await open_connection(url)
+            blocking = await asyncio.to_thread(open_blocking, url, 2.5)
+            assert blocking._sock is not None
+            for sock in (transport.get_extra_info("socket"), blocking._sock):
+                timeout = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                assert 0 < timeout < 5000, "noticed within 5 seconds"
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            await end_connection(connection, transport)
+            blocking.disconnect()
+
+        with Valkey(tmp_path, "--bind", "127.0.0.1", "--port", str(port)):
+            run(main())
+
+
+def test_a_fault_of_ours_in_a_pipeline_fails_its_commands_and_ends_no_later_ones(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with opened(valkey.url) as commands:
+            await published(commands, b"before")
+
+            def mistake(*_: object) -> None:
+                raise LookupError("a mistake of ours")
+
+            with monkeypatch.context() as broken:
+                broken.setattr("redis.asyncio.connection.AbstractConnection.pack_commands", mistake)
+                with pytest.raises(BusUnavailable, match="no answer"):
+                    await publish(commands, b"never sent")
+            await published(commands, b"after")
+        assert [payload for _, payload in valkey.log(KEY)] == [b"before", b"after"]
+        assert "LookupError: a mistake of ours" in caplog.text
+
+    run(main())
+
+
+def test_a_server_that_refuses_the_script_says_so_and_the_connection_stays(valkey: Valkey) -> None:
+    async def main() -> None:
+        rights = ["on", ">open", "allkeys", "allchannels", "+@all", "-script"]
+        valkey.client.execute_command("ACL", "SETUSER", "poor", *rights)  # type: ignore[no-untyped-call]
+        async with opened(f"unix://poor:open@{valkey.path}") as commands:
+            for _ in range(2):
+                with pytest.raises(BusUnavailable, match=r"the server refuses the script: .*script"):
+                    await publish(commands, b"x")
+            assert await commands.send("PING") in (b"PONG", True)
+
+    run(main())

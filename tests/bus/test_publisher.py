@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import socket
@@ -21,29 +20,22 @@ from tests.bus.bus_support import Proxy, Valkey, run
 from tests.support import ROOT, open_fds
 from wscluster import BusUnavailable, Publisher, SyncPublisher, WsclusterError
 from wscluster.blocking import BlockingCommands
-from wscluster.config import Bus
 
 KEY = "wscluster:{room}"
 TEXT = b"\x01\x01"
 
 
-async def publish_async(url: str, *messages: Any) -> list[str]:
-    async with Publisher(url) as publisher:
+async def publish_async(url: str, *messages: Any, **options: Any) -> list[str]:
+    async with Publisher(url, **options) as publisher:
         return list(await asyncio.gather(*(publisher.publish("room", message) for message in messages)))
 
 
-async def publish_sync(url: str, *messages: Any) -> list[str]:
+async def publish_sync(url: str, *messages: Any, **options: Any) -> list[str]:
     def publish() -> list[str]:
-        with SyncPublisher(url) as publisher:
+        with SyncPublisher(url, **options) as publisher:
             return [publisher.publish("room", message) for message in messages]
 
     return await asyncio.to_thread(publish)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A publisher with a URL gives up after 0.3 seconds."""
-    monkeypatch.setattr("wscluster.bus_lookup.config.Bus", functools.partial(Bus, bus_timeout=0.3))
 
 
 BOTH = pytest.mark.parametrize("publish", [publish_async, publish_sync], ids=["async", "sync"])
@@ -111,6 +103,29 @@ def test_a_url_of_no_use_is_refused_at_once_without_its_password(
     assert "sesame" not in str(raised.value)
 
 
+def test_what_is_said_about_the_log_counts(valkey: Valkey) -> None:
+    with SyncPublisher(valkey.url, room_log=0, room_log_ttl=20) as publisher:
+        publisher.publish("room", "x")
+    assert [payload for _, payload in valkey.log(KEY)] == [b""]
+    assert 15_000 < valkey.client.pttl(KEY) <= 20_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"room_log": -1},
+        {"room_log_ttl": 0},
+        {"bus_timeout": 0},
+        {"bus_timeout": float("nan")},
+        {"room_log_ttl": float("inf")},
+    ],
+)
+@pytest.mark.parametrize("kind", [Publisher, SyncPublisher])
+def test_a_number_out_of_range_is_refused(kind: Callable[..., Any], options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(options))} is a number from"):
+        kind("redis://127.0.0.1", **options)
+
+
 @pytest.mark.parametrize("kind", [Publisher, SyncPublisher])
 def test_a_url_and_a_primary_are_not_both_given(kind: Callable[..., Any]) -> None:
     for primary in ({"control_socket": "/x"}, {"port": 0}, {"pid": 1}):
@@ -158,13 +173,11 @@ def test_a_sync_publisher_opens_and_closes_as_it_is_needed(valkey: Valkey) -> No
 
 
 @BOTH
-def test_no_server_is_a_clear_error_within_the_timeout(
-    tmp_path: Path, publish: Callable[..., Any], quick: None
-) -> None:
+def test_no_server_is_a_clear_error_within_the_timeout(tmp_path: Path, publish: Callable[..., Any]) -> None:
     async def main() -> None:
         began = time.monotonic()
         with pytest.raises(BusUnavailable, match=r"not sent within 0.3 s: .*none.sock"):
-            await publish(f"unix://{tmp_path}/none.sock", "x")
+            await publish(f"unix://{tmp_path}/none.sock", "x", bus_timeout=0.3)
         assert 0.25 < time.monotonic() - began < 3
 
     run(main())
@@ -172,12 +185,12 @@ def test_no_server_is_a_clear_error_within_the_timeout(
 
 @BOTH
 def test_a_server_that_hangs_is_told_at_the_deadline_and_nothing_is_sent_again(
-    valkey: Valkey, publish: Callable[..., Any], quick: None
+    valkey: Valkey, publish: Callable[..., Any]
 ) -> None:
     async def main() -> None:
         await publish(valkey.url, "before")
-        async with Publisher(valkey.url) as publisher, contextlib.AsyncExitStack() as stack:
-            sync = stack.enter_context(SyncPublisher(valkey.url))
+        async with Publisher(valkey.url, bus_timeout=0.3) as publisher, contextlib.AsyncExitStack() as stack:
+            sync = stack.enter_context(SyncPublisher(valkey.url, bus_timeout=0.3))
             await publisher.publish("room", "open")
             sync.publish("room", "open")
             valkey.signal(signal.SIGSTOP)
@@ -359,12 +372,12 @@ def silent_server() -> Iterator[str]:
 
 
 @BOTH
-def test_a_server_that_never_answers_keeps_nobody_beyond_the_deadline(publish: Callable[..., Any], quick: None) -> None:
+def test_a_server_that_never_answers_keeps_nobody_beyond_the_deadline(publish: Callable[..., Any]) -> None:
     async def main() -> None:
         with silent_server() as url:
             began = time.monotonic()
             with pytest.raises(BusUnavailable, match=r"not sent within 0.3 s"):
-                await publish(url, "x")
+                await publish(url, "x", bus_timeout=0.3)
             assert time.monotonic() - began < 4
         assert threading.active_count() < 20
 

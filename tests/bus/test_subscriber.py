@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bus.bus_support import Valkey, run, wait_until
+from wscluster import subscriber
 from wscluster.loops import new_event_loop
 from wscluster.subscriber import Subscriber
 
@@ -252,5 +253,70 @@ def test_silence_cuts_nothing_and_a_server_that_hangs_is_noticed_within_five_sec
                 (tmp_path / name).mkdir()
                 servers.append(stack.enter_context(Valkey(tmp_path / name)))
             await asyncio.gather(stay_idle(servers[0]), hang(servers[1], 0), hang(servers[2], 4000))
+
+    run(main())
+
+
+@pytest.mark.parametrize("callback", ["_message", "_subscribed", "_connected", "_lost"])
+def test_a_callback_that_raises_is_logged_and_everything_is_heard_again(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, callback: str
+) -> None:
+    """Whoever is told of the new subscription looks at what was missed; without it, the room would be deaf for ever."""
+
+    async def main() -> None:
+        raised: list[bool] = []
+
+        def mistake(_: object) -> None:
+            if len(raised) < 3:
+                raised.append(True)
+                raise LookupError("a mistake of ours")
+
+        right = getattr(Ear, callback)
+
+        def wrong(self: Ear, *told: object) -> None:
+            right(self, *told)
+            mistake(self)
+
+        monkeypatch.setattr(Ear, callback, wrong)
+        ear = Ear(valkey.url)
+        ear.subscriber.subscribe(b"a")
+        while len(raised) < 3 or b"a" not in valkey.client.pubsub_channels() or not ear.subscriber.connected:
+            if callback == "_lost":
+                valkey.kill_clients("pubsub")
+            valkey.client.publish("a", "1")
+            await asyncio.sleep(0.02)
+        ear.messages.clear()
+        valkey.client.publish("a", "2")
+        await wait_until(lambda: (b"a", b"2") in ear.messages, "it hears again")
+        await ear.subscriber.close()
+
+    with caplog.at_level(logging.WARNING, "wscluster"):
+        run(main())
+    assert caplog.text.count("LookupError: a mistake of ours") == 3
+    assert "could not be handled" in caplog.text
+
+
+def test_a_loop_that_was_stuck_does_not_blame_the_server(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The PONG is there, but the loop that is late looks at its timers before it reads."""
+    monkeypatch.setattr(subscriber, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(subscriber, "PONG_SECONDS", 0.2)
+    monkeypatch.setattr(subscriber, "LATE_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with listening(valkey.url, b"a") as ear:
+            for _ in range(5):
+                valkey.signal(signal.SIGSTOP)
+                await wait_until(lambda: ear.subscriber._pinged_at is not None, "a PING is on its way")
+                valkey.signal(signal.SIGCONT)
+                time.sleep(0.5)  # noqa: ASYNC251
+                await wait_until(lambda: ear.subscriber._pinged_at is None, "the PONG was read")
+            assert ear.lost == []
+            # And a server that is gone is still noticed by a loop that is late again and again.
+            valkey.signal(signal.SIGSTOP)
+            while not ear.lost:
+                time.sleep(0.35)  # noqa: ASYNC251
+                await asyncio.sleep(0)
+            valkey.signal(signal.SIGCONT)
+            await ear.wait_subscribed(2)
 
     run(main())

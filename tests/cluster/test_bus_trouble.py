@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.room_support import ROOMS, Member, NoBus, Valkey, member, pair, private_valkeys, wait_until
+from tests.cluster.room_support import ROOMS, Member, NoBus, Valkey, member, pair, private_valkeys, redis_at, wait_until
 from tests.support import run
+from wscluster import Publisher
 from wscluster.testing import Cluster, ClusterFailed
 
 
@@ -332,3 +333,300 @@ def test_a_redis_url_of_no_use_ends_the_start_with_code_3_and_one_line(tmp_path:
                 valkey,
             )
         )
+
+
+class Road:
+    """A TCP proxy before the server that can become a black hole: everything stays open, nothing goes through."""
+
+    def __init__(self, valkey: Valkey) -> None:
+        self._valkey = valkey
+        self._through = asyncio.Event()
+        self._through.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Road":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def cut(self) -> None:
+        self._through.clear()
+
+    def mend(self) -> None:
+        self._through.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._through.wait()
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._valkey.port)
+            both = [asyncio.create_task(self._copy(*way)) for way in ((reader, up_writer), (up_reader, writer))]
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in both:
+                    one.cancel()
+                await asyncio.wait(both)
+                up_writer.close()
+        writer.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._through.wait()
+                writer.write(data)
+
+
+def test_a_black_hole_of_ten_seconds_is_noticed_within_five_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def main(valkey: Valkey) -> None:
+        loop = asyncio.get_running_loop()
+        async with Road(valkey) as road:
+            cluster = Cluster(ROOMS, redis_url=road.url, bus_timeout=1, room_log=5000)
+            async with cluster, pair(cluster) as (here, there), Publisher(valkey.url, room_log=5000) as outside:
+                for one in (here, there):
+                    await one.join()
+                await here.publish("before")
+                await there.wait_heard(1)
+                road.cut()
+                began = loop.time()
+                await wait_until(
+                    lambda: (
+                        len([line for line in cluster.output if "the bus is gone: no answer to a PING" in line]) == 2
+                    ),
+                    "both workers notice",
+                )
+                assert loop.time() - began < 5
+                with pytest.raises(NoBus):
+                    await here.publish("into the hole")
+                with pytest.raises(NoBus):
+                    await there.join("new")
+                for number in range(300):
+                    await outside.publish("lobby", f"meanwhile {number}")
+                assert (await here.state())["rooms"] == ["lobby"]
+                await asyncio.sleep(max(0.0, began + 10 - loop.time()))
+                road.mend()
+                await wait_connected(cluster, True)
+                await outside.publish("lobby", "the end")
+                for one in (here, there):
+                    await one.wait_for("the end")
+                    heard = [text for text in one.heard if text != "into the hole"]
+                    assert heard == ["before", *(f"meanwhile {number}" for number in range(300)), "the end"]
+                    assert len(one.heard) - len(heard) <= 1
+                assert (await cluster.status())["bus"]["gaps"] == 0
+                await there.join("new")
+
+    run_with_valkey(tmp_path, main)
+
+
+@pytest.mark.parametrize("room_log", [20_000, 50])
+def test_a_worker_that_the_server_cuts_because_it_does_not_read_loses_nothing_or_says_so(
+    tmp_path: Path, room_log: int
+) -> None:
+    """The worker reads as fast as it can; what it cannot read waits in the server, which has a limit for it.
+
+    A Unix socket, because the buffers of TCP hold several megabytes more.
+    """
+
+    async def main(valkey: Valkey) -> None:
+        cluster = Cluster(ROOMS, redis_url=valkey.unix_url, room_log=room_log, max_send_queue=1 << 30)
+        async with (
+            cluster,
+            pair(cluster) as (here, there),
+            Publisher(control_socket=str(cluster.control_socket)) as outside,
+        ):
+            for one in (here, there):
+                await one.join()
+            stopped = cluster.worker_pids()[(await here.state())["slot"]]
+            texts = [f"{number} ".ljust(1000, "x") for number in range(4000)]
+            with valkey.client() as redis:
+                subscriptions = len(redis.client_list(_type="pubsub"))
+                os.kill(stopped, signal.SIGSTOP)
+                try:
+                    for at in range(0, 4000, 200):
+                        await asyncio.gather(*(outside.publish("lobby", text) for text in texts[at : at + 200]))
+                    assert len(redis.client_list(_type="pubsub")) == subscriptions - 1, "cut"
+                finally:
+                    os.kill(stopped, signal.SIGCONT)
+            await cluster.wait_output("the bus is gone: ")
+            await wait_connected(cluster, True)
+            await publish_until_heard(there, [here, there], "the end")
+            heard = [text for text in here.heard if not str(text).startswith("the end")]
+            gaps = (await cluster.status())["bus"]["gaps"]
+            assert [text for text in there.heard if not str(text).startswith("the end")] == texts
+            if room_log > 4000:
+                assert heard == texts
+                assert gaps == 0
+            else:
+                assert heard == [text for text in texts if text in set(heard)], "out of order, or twice"
+                assert 50 <= len(heard) < 4000
+                assert gaps == 1
+                await cluster.wait_output("room 'lobby': messages were lost after")
+            assert cluster.worker_pids()[(await here.state())["slot"]] == stopped
+
+    run_with_valkey(tmp_path, main, "--client-output-buffer-limit", "pubsub", "1mb", "0", "0")
+
+
+def test_a_bus_out_of_memory_refuses_messages_with_its_reason_and_joins_live(tmp_path: Path) -> None:
+    async def main(valkey: Valkey) -> None:
+        async with Cluster(ROOMS, redis_url=valkey.url) as cluster, pair(cluster) as (here, there):
+            await here.join()
+            await here.publish("before")
+            pids = cluster.worker_pids()
+            with valkey.client() as redis:
+                redis.config_set("maxmemory", "1")
+                for room in ("lobby", "other"):
+                    with pytest.raises(NoBus, match=r"the server refuses: .*maxmemory"):
+                        await here.publish("too much", room)
+                # Whoever knows no script yet is told the same.
+                redis.script_flush()
+                with pytest.raises(NoBus, match=r"the server refuses.*maxmemory"):
+                    await there.publish("too much")
+                await there.join()
+                await there.join("other")
+                await here.join("other")
+                redis.config_set("maxmemory", "0")
+            await there.publish("after")
+            await there.wait_heard(1)
+            assert await here.wait_heard(2) == ["before", "after"]
+            assert there.heard == ["after"]
+            assert (await cluster.status())["bus"]["gaps"] == 0
+            assert cluster.worker_pids() == pids
+            assert not [line for line in cluster.output if "the bus is gone" in line]
+
+    run_with_valkey(tmp_path, main, "--maxmemory-policy", "noeviction")
+
+
+def test_a_password_that_is_changed_under_a_cluster_is_named_and_never_shown(tmp_path: Path) -> None:
+    async def main(valkey: Valkey) -> None:
+        url = valkey.url.replace("//", "//:sesame@")
+        async with Cluster(ROOMS, redis_url=url, bus_timeout=1) as cluster, pair(cluster) as (here, there):
+            for one in (here, there):
+                await one.join()
+            await here.publish("before")
+            with redis_at(f"{valkey.unix_url}?password=sesame") as redis:
+                redis.config_set("requirepass", "another")
+                for kind in ("pubsub", "normal"):
+                    redis.client_kill_filter(_type=kind, skipme=True)
+                await cluster.wait_output("the bus is gone")
+                for asked in (here.publish("x"), there.join("new")):
+                    with pytest.raises(NoBus, match=r"invalid username-password pair|cannot be joined"):
+                        await asked
+                await wait_connected(cluster, False)
+                redis.config_set("requirepass", "sesame")
+            await wait_connected(cluster, True)
+            await publish_until_heard(here, [here, there], "after")
+            assert (await cluster.status())["bus"]["gaps"] == 0
+            assert not [line for line in cluster.output if "sesame" in line]
+
+    run_with_valkey(tmp_path, main, "--requirepass", "sesame")
+
+
+def test_hostile_payloads_and_keys_of_other_types_end_no_worker(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "unpickled"),)
+
+    async def main(valkey: Valkey) -> None:
+        async with Cluster(ROOMS, redis_url=valkey.url, bus_timeout=2) as cluster, pair(cluster) as (here, there):
+            for one in (here, there):
+                await one.join()
+            pids = cluster.worker_pids()
+            position = await here.publish("before")
+            epoch, _, seq = position.partition("-")
+            evil = pickle.dumps(Evil())
+            with valkey.client() as redis:
+                for data in (
+                    evil, f"{position} ".encode() + evil, b"1-1 " + evil,
+                    # A position that was used, twice the same, and ones of no time.
+                    f"{position} \x01\x01a forged one".encode(), f"{epoch}-0 \x01\x01x".encode(), b"0-0 \x01\x01x",
+                ):  # fmt: skip
+                    redis.publish("wscluster:{lobby}", data)
+                # Larger than what the server lets a subscriber owe: it cuts the workers, which come back.
+                redis.publish("wscluster:{lobby}", f"{epoch}-{int(seq) + 1} ".encode() + b"\xff" * (40 << 20))
+                await cluster.wait_output("the bus is gone")
+                await wait_connected(cluster, True)
+                await publish_until_heard(here, [here, there], "after")
+                # Positions from the future: a gap is told, and the true ones are heard again.
+                redis.publish("wscluster:{lobby}", b"99999999999999999999-99999999999999999999 \x01\x01from the future")
+                await publish_until_heard(there, [here, there], "still there")
+                assert (await cluster.status())["bus"]["gaps"] >= 2
+                # Logs that are none: each room says so, and lives again when they are gone.
+                for number, (command, *arguments) in enumerate(
+                    (("SET", "x"), ("HSET", "a", "b"), ("SADD", "a"), ("LPUSH", "a"), ("ZADD", "1", "a"))
+                ):
+                    key = f"wscluster:{{room {number}}}"
+                    redis.execute_command(command, key, *arguments)  # type: ignore[no-untyped-call]
+                    with pytest.raises(NoBus, match="WRONGTYPE"):
+                        await here.publish("x", f"room {number}")
+                    with pytest.raises(NoBus):
+                        await here.join(f"room {number}")
+                    redis.delete(key)
+                    await here.join(f"room {number}")
+                    await here.publish(f"alive {number}", f"room {number}")
+                    await here.wait_for(f"alive {number}")
+                # A stream of somebody else's: entries that are no messages.
+                redis.xadd("wscluster:{strange}", {"other": "field"})
+                redis.xadd("wscluster:{strange}", {"e": evil})
+                await there.join("strange")
+                redis.client_kill_filter(_type="pubsub")
+                await there.publish("alive", "strange")
+                await there.wait_for("alive")
+            assert cluster.worker_pids() == pids
+            assert not (tmp_path / "unpickled").exists()
+            assert not [line for line in cluster.output if "Traceback" in line]
+
+    run_with_valkey(tmp_path, main)
+
+
+@pytest.mark.parametrize("room_log", [20_000, 20])
+def test_twenty_disconnects_under_a_steady_load_lose_nothing_or_say_so(tmp_path: Path, room_log: int) -> None:
+    async def main(valkey: Valkey) -> None:
+        cluster = Cluster(ROOMS, redis_url=valkey.url, room_log=room_log, max_send_queue=1 << 30)
+        async with (
+            cluster,
+            pair(cluster) as (here, there),
+            Publisher(control_socket=str(cluster.control_socket)) as outside,
+        ):
+            for one in (here, there):
+                await one.join()
+            published: list[str] = []
+            enough = asyncio.Event()
+
+            async def publish() -> None:
+                while not enough.is_set():
+                    texts = [str(len(published) + number) for number in range(10)]
+                    await asyncio.gather(*(outside.publish("lobby", text) for text in texts))
+                    published.extend(texts)
+                    await asyncio.sleep(0.005)
+
+            load = asyncio.create_task(publish())
+            with valkey.client() as redis:
+                for _ in range(20):
+                    await wait_until(lambda: len(redis.client_list(_type="pubsub")) == 2, "both workers subscribed")
+                    before = len(published)
+                    await wait_until(lambda: len(published) > before + 50, "the load goes on")  # noqa: B023
+                    redis.client_kill_filter(_type="pubsub")
+            enough.set()
+            await load
+            await publish_until_heard(here, [here, there], "the end")
+            gaps = (await cluster.status())["bus"]["gaps"]
+            lost = 0
+            for one in (here, there):
+                heard = [text for text in one.heard if not str(text).startswith("the end")]
+                assert heard == [text for text in published if text in set(heard)], "out of order, or twice"
+                lost += len(published) - len(heard)
+            assert lost == 0 or gaps > 0
+            if room_log > len(published):
+                assert lost == 0
+                assert gaps == 0
+
+    run_with_valkey(tmp_path, main)

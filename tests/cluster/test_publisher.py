@@ -269,9 +269,10 @@ def test_the_verb_publishes_text_bytes_and_standard_input_and_prints_the_positio
 def test_the_verb_publishes_to_a_server_without_any_primary(shell: Any, tmp_path: Path) -> None:
     with Valkey(tmp_path) as valkey:
         assert shell("lobby", "x", "--redis-url", valkey.url, "--prefix", "mine").returncode == 0
-        assert shell("lobby", "x", REDIS_URL=valkey.url).returncode == 0
+        assert shell("lobby", "x", "--room-log", "0", "--room-log-ttl", "9", REDIS_URL=valkey.url).returncode == 0
         with valkey.client() as redis:
             assert {key: redis.xlen(key) for key in redis.scan_iter()} == {b"mine:{lobby}": 1, b"wscluster:{lobby}": 1}
+            assert 0 < redis.pttl("wscluster:{lobby}") <= 9000
 
 
 @pytest.mark.parametrize(
@@ -326,5 +327,15 @@ def test_the_help_says_where_the_bus_is_looked_for(tmp_path: Path) -> None:
     done = cli("publish", "--help", folder=tmp_path)
     assert done.returncode == 0
     assert "REDIS_URL says where the bus is" in " ".join(done.stdout.split())
-    for flag in ("--control-socket", "--pid", "--port", "--redis-url", "--prefix", "--binary", "--json"):
+    for flag in (
+        "--control-socket",
+        "--pid",
+        "--port",
+        "--redis-url",
+        "--prefix",
+        "--room-log",
+        "--room-log-ttl",
+        "--binary",
+        "--json",
+    ):
         assert flag in done.stdout
