@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from wscluster.escaping import escape_controls
@@ -24,9 +24,6 @@ logger = logging.getLogger("wscluster.access")
 class Access:
     """Writes the lines, at INFO."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
     def answered(self, connection: Connection, request: Request, response: Response) -> None:
         """The opening handshake was answered, with 101 or a refusal."""
         logger.info(
@@ -35,7 +32,7 @@ class Access:
             response.status_code, connection.id,
         )  # fmt: skip
         if isinstance(connection, CountingConnection) and response.status_code == 101:
-            connection.opened_at = self._loop.time()
+            connection.opened_at = time.monotonic()
 
     def ended(self, connection: Wire) -> None:
         """The connection has ended; one that was never open has had its line, unless there was no request in it."""
@@ -45,7 +42,7 @@ class Access:
             logger.info(
                 '%s "%s" closed with %s after %.3f s, %d messages in, %d out (connection %s)',
                 name_client(connection.peer), cite_path(connection.request.path), connection.close_code,
-                self._loop.time() - connection.opened_at, connection.messages_in, connection.messages_out,
+                time.monotonic() - connection.opened_at, connection.messages_in, connection.messages_out,
                 connection.id,
             )  # fmt: skip
 

@@ -106,7 +106,6 @@ class Handshakes:
             go_on(_failed(connection, role))
             return
         if inspect.isawaitable(result):
-            connection.transport.pause_reading()
             task = self._server.spawn(self._call_later(connection, role, result, go_on), self._called)
             self._answering[connection] = task
         else:

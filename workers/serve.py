@@ -80,7 +80,7 @@ class HandlerServer:
         self.aborting = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
-        self._access = Access(loop) if access_log else None
+        self._access = Access() if access_log else None
         self._make_connection = CountingConnection if access_log else Connection
         self._handshakes = Handshakes(self, target, handshake or Handshake(), self._access)
         self.answer = self._handshakes.answer

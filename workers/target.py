@@ -148,19 +148,18 @@ def _named(role: str, name: str, folder: str) -> Callable[..., Any]:
 def _check_function(who: str, role: str, value: Any) -> Callable[..., Any]:
     """Return the function ``value`` where it can be called for ``role``; ``who`` begins the message where not."""
     if not callable(value):
-        raise TargetError(f"{who} is a {type(value).__name__}, not a function")
+        raise TargetError(f"{who} is no function, but of the type {type(value).__name__!r}")
     if role == "lifespan" and not inspect.isasyncgenfunction(value):
         raise TargetError(f"{who} is no async generator function (`yield` once)")
     if role == "select_subprotocol" and inspect.iscoroutinefunction(value):
         raise TargetError(f"{who} is a coroutine function, but it cannot wait: `def` is wanted")
-    wanted = _ARGUMENTS[role]
     try:
         signature = inspect.signature(value)
-    except ValueError:  # some functions in C do not say
-        signature = None
+    except (ValueError, TypeError):  # some functions in C do not say
+        return value  # type: ignore[no-any-return]
+    wanted = _ARGUMENTS[role]
     try:
-        if signature is not None:
-            signature.bind(*wanted)
+        signature.bind(*wanted)
     except TypeError:
         arguments = ", ".join(wanted) or "no arguments"
         raise TargetError(f"{who} takes {signature}, but it is called with {arguments}") from None

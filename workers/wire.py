@@ -126,8 +126,10 @@ class Wire(Inbox):
     def _read_head(self, data: bytes) -> None:
         """Give the parser the opening handshake's head and not a byte more: frames may follow in the same segment."""
         if self.request is not None:
-            # An asynchronous process_request is under way: reading is paused, so this is at most one read more.
+            # An asynchronous function thinks about the request: frames wait, but the client's end is noticed.
             self._partial += data
+            if len(self._partial) > WRITE_HIGH_BYTES:
+                self.transport.pause_reading()
             return
         head = self._partial + data
         end = head.find(HEAD_END)

@@ -49,6 +49,15 @@ class _Guard(logging.Formatter):
         return escape_lines(super().formatException(ei))
 
 
+def _escape_record(record: logging.LogRecord) -> bool:
+    """Escape what a handler logs with ``ws.logger``, for handlers that are not ours: JSON, files, a collector."""
+    if isinstance(record.msg, str):
+        record.msg = escape_controls(record.msg)
+    if isinstance(record.args, tuple):
+        record.args = tuple(escape_controls(value) if isinstance(value, str) else value for value in record.args)
+    return True
+
+
 def _set_in(text: str) -> str:
     # The line breaks that are left are those of a traceback; set in, none of its lines looks like one of the log,
     # whatever a client may have put into the text of an exception.
@@ -66,6 +75,7 @@ def set_up(level: str, who: str) -> None:
     ours.handlers[:] = [handler]
     ours.propagate = False
     ours.setLevel(level.upper())
+    logging.getLogger("wscluster.connection").addFilter(_escape_record)
 
 
 def guard_root(who: str) -> None:

@@ -1,5 +1,6 @@
 """Whatever a client sends, no control character reaches the terminal raw, and no line of the log is forged."""
 
+import contextlib
 import io
 import logging
 import sys
@@ -91,3 +92,101 @@ def test_the_level_decides_and_the_root_logger_is_left_alone(
     (line,) = lines_of(stderr)
     assert line.endswith("worker 1 slot 0 | this")
     assert (root.handlers[:], root.level) == before
+
+
+def test_what_a_handler_logs_of_its_connection_is_escaped_for_every_handler(stderr: io.StringIO) -> None:
+    seen: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    collector = Collector()
+    logger = logging.getLogger("wscluster.connection")
+    logger.addHandler(collector)
+    try:
+        logger.info("path %s of %d", EVIL, 5)
+        logger.info(EVIL.replace("%", ""))
+        logger.info("%(path)s", {"path": "a"})
+        logger.info(ValueError(5))
+    finally:
+        logger.removeHandler(collector)
+    assert len(seen) == 4
+    assert all(line.isprintable() for line in seen)
+    assert len(lines_of(stderr)) == 4
+
+
+@contextlib.contextmanager
+def program(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The root logger as a program finds it: without handlers; pytest has some while a test runs."""
+    root = logging.getLogger()
+    last = logging.lastResort
+    assert last is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        patch.setattr(root, "handlers", [])
+        patch.setattr(last, "formatter", None)
+        level = root.level
+        root.setLevel(logging.WARNING)
+        try:
+            yield root
+        finally:
+            root.setLevel(level)
+
+
+def test_a_program_without_logging_of_its_own_forges_no_line(
+    stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with program(stderr, monkeypatch):
+        logs.guard_root("worker 1 slot 0")
+        logging.getLogger("shop").warning("path %s", EVIL)
+        logging.getLogger("shop").info("not this")
+        (line,) = lines_of(stderr)
+        assert r"WARNING worker 1 slot 0 | path \x1b]0;owned\x07\r\n2026" in line
+
+
+def test_a_programs_own_format_stays_and_its_messages_are_escaped(
+    stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with program(stderr, monkeypatch):
+        logging.basicConfig(format="[%(levelname)s] %(message)s", level="INFO", stream=stderr)
+        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0")
+        logging.getLogger("shop").info("basket:\n%s", EVIL)
+        try:
+            raise ValueError(EVIL)
+        except ValueError:
+            logging.getLogger("shop").exception("failed")
+        lines = lines_of(stderr)
+        assert lines[0] == "[INFO] basket:"
+        assert [line for line in lines if not line.startswith("  ")] == ["[INFO] basket:", "[ERROR] failed"]
+        assert "  Traceback (most recent call last):" in lines
+
+
+def test_a_programs_own_formatter_is_left_alone(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    with program(stderr, monkeypatch) as root:
+
+        class Coloured(logging.Formatter):
+            pass
+
+        handler = logging.StreamHandler(stderr)
+        handler.setFormatter(Coloured("\x1b[32m%(message)s\x1b[0m"))
+        root.addHandler(handler)
+        logs.guard_root("worker 1 slot 0")
+        logging.getLogger("shop").warning("hello")
+        assert stderr.getvalue() == "\x1b[32mhello\x1b[0m\n"
+
+
+def test_a_programs_own_colours_stay_in_a_plain_formatter(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    with program(stderr, monkeypatch):
+        logging.basicConfig(format="\x1b[32m%(message)s\x1b[0m", stream=stderr)
+        logs.guard_root("worker 1 slot 0")
+        logging.getLogger("shop").warning("a%sb", "\x1b[2J")
+        assert stderr.getvalue() == "\x1b[32ma\\x1b[2Jb\x1b[0m\n"
+
+
+def test_no_last_resort_is_no_fault(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    with program(stderr, monkeypatch) as root:
+        monkeypatch.setattr(logging, "lastResort", None)
+        logs.guard_root("worker 1 slot 0")
+        assert root.handlers == []

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
@@ -134,3 +134,34 @@ def test_a_line_is_signed_and_of_one_line(ours: logging.Logger, monkeypatch: pyt
     assert line.endswith(" INFO    worker 3 slot 0 | from a\\x1b[2J\\r\\nb\n")
     assert line.count("\n") == 1
     assert logging.getLogger().handlers == root
+
+
+def test_a_mark_is_looked_for_without_asking_the_object() -> None:
+    class Proxy:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("outside of a request")
+
+        def __call__(self) -> None:
+            raise AssertionError
+
+    module = ModuleType("made")
+    module.proxy = Proxy()  # type: ignore[attr-defined]
+    assert marks.marked(module, "process_request") == []
+
+
+def test_a_function_may_have_two_marks() -> None:
+    def look(*_: object) -> None: ...
+
+    module = ModuleType("made")
+    module.look = marks.process_response(marks.process_request(look))  # type: ignore[attr-defined]
+    assert marks.marked(module, "process_request") == marks.marked(module, "process_response") == [look]
+
+
+def test_basic_auth_marks_with_and_without_a_realm() -> None:
+    def check(_username: str, _password: str) -> bool:
+        return True
+
+    assert marks.basic_auth(check) is check
+    assert marks.realm_of(check) == ""
+    assert marks.basic_auth(realm="r")(check) is check
+    assert marks.realm_of(check) == "r"

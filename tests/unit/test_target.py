@@ -3,10 +3,13 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from wscluster import marks
+from wscluster.config import Handshake
 from wscluster.errors import TargetError
 from wscluster.workers.target import Target, load_target
 
@@ -227,6 +230,117 @@ def test_two_lifespans(load: Callable[..., Target]) -> None:
 def test_a_lifespan_that_is_no_async_generator(load: Callable[..., Target], definition: str) -> None:
     error = refused(lambda: load(f"import wscluster\n@wscluster.lifespan\n{definition}\n" + HANDLER))
     assert str(error) == "@wscluster.lifespan of 'chat' is no async generator function (`yield` once)"
+
+
+MARKS = """
+@wscluster.process_request
+def look(ws, request): pass
+@wscluster.process_response
+async def look_again(ws, request, response): pass
+@wscluster.select_subprotocol
+def choose(ws, subprotocols): pass
+@wscluster.basic_auth(realm="the lobby")
+async def check(username, password): return True
+"""
+ROLES = {
+    "process_request": "look",
+    "process_response": "look_again",
+    "select_subprotocol": "choose",
+    "basic_auth": "check",
+}
+
+
+def named(role: str, name: str) -> Handshake:
+    return replace(Handshake(), **{role: name})  # type: ignore[arg-type]
+
+
+def test_every_marked_function_is_found(load: Callable[..., Target]) -> None:
+    target = load("import wscluster\n" + MARKS + HANDLER)
+    assert {role: getattr(target, role).__name__ for role in ROLES} == ROLES
+    assert marks.realm_of(target.basic_auth or load) == "the lobby"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_flag_names_a_function_from_elsewhere_and_wins(
+    role: str, load: Callable[..., Target], write: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    write("chat", "import wscluster\n" + MARKS + HANDLER)
+    write("auth", "class Door:\n    def other(self, *arguments): pass\ndoor = Door()\n")
+    target = load_target("chat:handler", str(tmp_path), named(role, "auth:door.other"))
+    assert getattr(target, role).__name__ == "other"
+    assert {other: getattr(target, other).__name__ for other in ROLES if other != role} == {
+        other: name for other, name in ROLES.items() if other != role
+    }
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "message"),
+    [
+        ("process_request", "nowhere:look", "no module named 'nowhere' in "),
+        ("process_request", "auth:nothing", "module 'auth' has no attribute 'nothing'"),
+        ("basic_auth", "auth:number", "--basic-auth auth:number is no function, but of the type 'int'"),
+        (
+            "process_response",
+            "auth:pair",
+            "takes (a, b), but it is called with the connection, the ",
+        ),
+        ("basic_auth", "auth:one", "takes (a), but it is called with the user name, the password"),
+        ("select_subprotocol", "auth:later", "is a coroutine function, but it cannot wait: `def` is wanted"),
+    ],
+)
+def test_a_flag_that_names_no_such_function(
+    role: str, name: str, message: str, write: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    write("chat", HANDLER)
+    write("auth", "number = 5\ndef pair(a, b): pass\ndef one(a): pass\nasync def later(ws, offered): pass\n")
+    error = refused(lambda: load_target("chat:handler", str(tmp_path), named(role, name)))
+    assert str(error).startswith(f"--{role.replace('_', '-')} {name}")
+    assert message in str(error)
+    assert error.traceback == ""
+
+
+def test_a_flag_whose_module_raises_shows_its_traceback(write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("chat", HANDLER)
+    write("auth", "1 / 0\n")
+    handshake = Handshake(process_request="auth:look")
+    error = refused(lambda: load_target("chat:handler", str(tmp_path), handshake))
+    assert str(error).startswith("--process-request auth:look: module 'auth' cannot be imported: ZeroDivisionError")
+    assert "auth.py" in error.traceback
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_two_functions_marked_the_same(role: str, load: Callable[..., Target]) -> None:
+    functions = f"@wscluster.{role}\ndef one(*a): pass\n@wscluster.{role}\ndef two(*a): pass\n"
+    error = refused(lambda: load("import wscluster\n" + functions + HANDLER))
+    assert str(error) == f"module 'chat' marks more than one function @wscluster.{role}: one, two"
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        (
+            "@wscluster.process_request\ndef f(ws): pass",
+            "takes (ws), but it is called with the connection",
+        ),
+        ("@wscluster.select_subprotocol\nasync def f(a, b): pass", "is a coroutine function, but it cannot wait"),
+        ("@wscluster.lifespan\nasync def f(app): yield", "takes (app), but it is called with no arguments"),
+        (
+            "@wscluster.basic_auth(realm='a\\r\\nb')\ndef f(a, b): pass",
+            "has the realm 'a\\r\\nb': printable",
+        ),
+        ("@wscluster.basic_auth(realm=5)\ndef f(a, b): pass", "has the realm 5: printable ASCII is wanted"),
+    ],
+)
+def test_a_marked_function_that_cannot_be_called(definition: str, message: str, load: Callable[..., Target]) -> None:
+    error = refused(lambda: load(f"import wscluster\n{definition}\n" + HANDLER))
+    assert str(error).startswith("@wscluster.")
+    assert message in str(error)
+
+
+def test_a_function_that_does_not_say_what_it_takes_is_tried(write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("chat", HANDLER)
+    target = load_target("chat:handler", str(tmp_path), Handshake(process_request="builtins:getattr"))
+    assert target.process_request is getattr
 
 
 def test_importing_a_target_twice_runs_it_once(load: Callable[..., Target], tmp_path: Path) -> None:

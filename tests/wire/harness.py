@@ -5,13 +5,13 @@ import base64
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, cast
 
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
-from wscluster.config import WebSocket
+from wscluster.config import Handshake, WebSocket
 from wscluster.loops import new_event_loop
 from wscluster.workers.connection import Connection
 from wscluster.workers.serve import HandlerServer
@@ -114,12 +114,13 @@ class StubBus:
 class Ours:
     """A `HandlerServer` whose connections come from a listening socket."""
 
-    def __init__(self, handler: Handler, process_request: Callable[[Any, Any], Any] | None, **config: Any) -> None:
+    def __init__(self, target: Target, asked: Handshake, access_log: bool, **config: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.bus = StubBus()
-        target = Target(handler, None, process_request)
         config.setdefault("ws_ping_interval", 0)
-        self.server = HandlerServer(target, WebSocket(**config), cast("Any", self.bus), 3, self.loop)
+        self.server = HandlerServer(
+            target, WebSocket(**config), cast("Any", self.bus), 3, self.loop, handshake=asked, access_log=access_log
+        )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
@@ -140,9 +141,17 @@ class Ours:
 
 @contextlib.asynccontextmanager
 async def ours(
-    handler: Handler, process_request: Callable[[Any, Any], Any] | None = None, **config: Any
+    handler: Handler,
+    process_request: Callable[[Any, Any], Any] | None = None,
+    *,
+    functions: Mapping[str, Any] | None = None,
+    asked: Handshake | None = None,
+    access_log: bool = False,
+    **config: Any,
 ) -> AsyncIterator[Ours]:
-    served = Ours(handler, process_request, **config)
+    """Serve ``handler``; ``functions`` are the other marked ones, ``asked`` what is asked of a client beside them."""
+    target = Target(handler, process_request=process_request, **(functions or {}))
+    served = Ours(target, asked or Handshake(), access_log, **config)
     try:
         yield served
     finally:
@@ -165,6 +174,7 @@ async def theirs(handler: Handler, **config: Any) -> AsyncIterator[int]:
         max_queue=config.get("ws_max_queue", 16),
         close_timeout=config.get("ws_close_timeout", 10),
         compression="deflate" if config.get("ws_per_message_deflate", True) else None,
+        **config.get("functions", {}),
     ) as server:
         yield server.sockets[0].getsockname()[1]
 
