@@ -71,7 +71,7 @@ class Primary:
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
         self._listeners = [Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen) for one in bound]
         self._events = EventLog(config.operate.ready_fd, loop)
-        self._shedder = Shedder(loop)
+        self._shedder = Shedder(loop, tls=config.tls.ssl_certfile is not None)
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
@@ -241,9 +241,10 @@ class Primary:
             return
         names = [listener.name for listener in self._listeners]
         port = next((int(name.rpartition(":")[2]) for name in names if not name.startswith("unix:")), None)
+        scheme = "http" if self._config.tls.ssl_certfile is None else "https"
         logger.info(
             "listening on %s with %d workers, sticky by %s, on %s; control socket %s",
-            ", ".join(name if name.startswith("unix:") else f"http://{name}" for name in names),
+            ", ".join(name if name.startswith("unix:") else f"{scheme}://{name}" for name in names),
             len(self._fleet.slots),
             self._config.placement.sticky,
             loop_name(),

@@ -20,6 +20,7 @@ from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
 from wscluster.loops import new_event_loop
+from wscluster.tls import make_context
 
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """Signals that mean something to other servers, and whose default would end or stop the primary."""
@@ -41,6 +42,7 @@ def run(config: Config) -> int:
     if config.operate.ready_fd is not None:
         claim_fd(config.operate.ready_fd)
     logs.set_up(config.operate.log_level, "primary")
+    make_context(config.tls)  # the workers make their own; what is wrong is said before anything is bound
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
     # Before the loop opens descriptors of its own.

@@ -1,7 +1,8 @@
 """Turning a client away that no worker can serve: 503 with Retry-After, then a bounded lingering close.
 
 Closing a socket with unread bytes resets the connection, and the client may never see the answer; so what it still
-sends is read and thrown away, for a while and for a few clients at a time.
+sends is read and thrown away, for a while and for a few clients at a time. Where TLS is spoken, which the primary never
+does, a client is reset: it could not read the answer.
 """
 
 from __future__ import annotations
@@ -34,10 +35,15 @@ class _Complaint:
 
 
 class Shedder:
-    """Answers and closes sockets; at most `MAX_LINGERING` at a time, the others are reset."""
+    """Answers and closes sockets; at most `MAX_LINGERING` at a time, the others are reset.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        tls: The clients speak TLS: all of them are reset.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, tls: bool = False) -> None:
         self._loop = loop
+        self._tls = tls
         self._lingering: dict[socket.socket, tuple[asyncio.TimerHandle, int]] = {}
         self._complaints: dict[str, _Complaint] = {}
 
@@ -49,7 +55,7 @@ class Shedder:
             text: For the client, ASCII.
         """
         self._complain(self._complaints.setdefault(reason, _Complaint()), reason)
-        if len(self._lingering) >= MAX_LINGERING:
+        if self._tls or len(self._lingering) >= MAX_LINGERING:
             self._reset(sock)
             return
         sock.setblocking(False)

@@ -25,6 +25,7 @@ from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
     from wscluster.config import WebSocket
+    from wscluster.tls import Context
     from wscluster.workers.bus import Bus
     from wscluster.workers.endings import Endings
     from wscluster.workers.target import Target
@@ -45,6 +46,7 @@ class HandlerServer:
         slot: The worker's slot.
         handshake: What is asked of a client before its connection is upgraded; nothing by default.
         access_log: Write a line for each opening handshake and each end.
+        tls: Ends TLS on every connection; None: they speak plain HTTP.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class HandlerServer:
         *,
         handshake: Handshake | None = None,
         access_log: bool = False,
+        tls: Context | None = None,
     ) -> None:
         self.loop = loop
         self.bus = bus
@@ -84,6 +87,14 @@ class HandlerServer:
         self._make_connection = CountingConnection if access_log else Connection
         self._handshakes = Handshakes(self, target, handshake or Handshake(), self._access)
         self.answer = self._handshakes.answer
+        self._tls: dict[str, Any] = {}
+        if tls is not None:
+            self._tls = {
+                "ssl": tls,
+                "ssl_handshake_timeout": config.ws_open_timeout,
+                "ssl_shutdown_timeout": config.ws_close_timeout,
+            }
+        self._tls_handshakes: set[asyncio.Task[object]] = set()
         self._idle: asyncio.Future[None] | None = None
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
         self.ping_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_interval, self._ping)
@@ -115,7 +126,9 @@ class HandlerServer:
         if self.endings is not None:
             factory = self.endings.follow(factory, number)
             done = functools.partial(self._transport_followed, number)
-        self.spawn(self.loop.connect_accepted_socket(factory, sock), done)
+        opening = self.spawn(self.loop.connect_accepted_socket(factory, sock, **self._tls), done)
+        if self._tls:
+            self._tls_handshakes.add(opening)
 
     def _transport_followed(self, number: int, task: asyncio.Task[object]) -> None:
         assert self.endings is not None
@@ -123,8 +136,10 @@ class HandlerServer:
         self._transport_made(task)
 
     def _transport_made(self, task: asyncio.Task[object]) -> None:
+        self._tls_handshakes.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
-            logger.info("a client was gone before its connection began: %s", exc)
+            # Every scanner of ports does this.
+            logger.debug("a client's connection ended before it began: %s", exc)
         self.finished(task)
 
     def connected(self, connection: Wire) -> None:
@@ -198,9 +213,13 @@ class HandlerServer:
     async def drain(self, code: int, reason: str, timeout: float) -> None:
         """Close every connection with ``code``; those that are still there after ``timeout`` seconds are reset."""
         self.draining = True
+        for handshake in list(self._tls_handshakes):
+            handshake.cancel()
         for connection in list(self.connections):
             if connection.request is None:
-                connection.transport.close()
+                # TLS would wait for the client's last word, and this one has not yet said its first.
+                end = connection.transport.abort if self._tls else connection.transport.close
+                end()
             else:
                 connection.start_close(code, reason)
         if await self._wait_idle(timeout):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wscluster import context, logs
 from wscluster.config import Config, counts_open, from_json
 from wscluster.control_paths import default_path
-from wscluster.errors import ExitCode, TargetError
+from wscluster.errors import ExitCode, StartError, TargetError
 from wscluster.link import Link
 from wscluster.loops import new_event_loop
 from wscluster.packets import (
@@ -38,6 +38,7 @@ from wscluster.packets import (
     Stats,
     WantBus,
 )
+from wscluster.tls import Context, make_context
 from wscluster.workers.bus import Bus
 from wscluster.workers.endings import Endings
 from wscluster.workers.serve import HandlerServer
@@ -104,11 +105,12 @@ class Worker:
         self._bus = Bus(config.bus, config.websocket.max_send_queue, self.loop, self._want_bus)
         context.enter(self)
         try:
+            tls = _make_context(config)
             target = self._load(config)
             async with self._lifespan(target):
                 self._server = HandlerServer(
                     target, config.websocket, self._bus, start.slot, self.loop,
-                    handshake=config.handshake, access_log=config.operate.access_log,
+                    handshake=config.handshake, access_log=config.operate.access_log, tls=tls,
                 )  # fmt: skip
                 if counts_open(config.listen):
                     self._server.endings = Endings(self._link, self.loop)
@@ -292,6 +294,14 @@ class Worker:
 def _control_socket(config: Config) -> str:
     # Absolute, because the target may change its folder.
     return os.path.abspath(config.operate.control_socket or default_path(os.getppid()))
+
+
+def _make_context(config: Config) -> Context | None:
+    """Return the TLS context; files that were well when the primary looked at them may be no longer."""
+    try:
+        return make_context(config.tls)
+    except StartError as exc:
+        raise WorkerFailed(BootFailed(exc.exit_code, str(exc), "")) from exc
 
 
 def _rss_bytes() -> int:

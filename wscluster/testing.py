@@ -170,11 +170,15 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """``ws://HOST:PORT`` of the first TCP listener; of the host that was asked for, where one was."""
+        """``ws://HOST:PORT`` of the first TCP listener; of the host that was asked for, where one was.
+
+        With ``ssl_certfile`` it is ``wss://HOST:PORT``.
+        """
+        scheme = "ws" if self._options.get("ssl_certfile") is None else "wss"
         host = self._options.get("host")
         if host is None:
-            return f"ws://{next(name for name in self.listeners if not name.startswith('unix:'))}"
-        return f"ws://{host}:{self.port}"
+            return f"{scheme}://{next(name for name in self.listeners if not name.startswith('unix:'))}"
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def control_socket(self) -> Path:

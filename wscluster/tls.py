@@ -13,8 +13,10 @@ from wscluster.certificates import Validity, find_private_key, read_validities
 from wscluster.config import Tls
 from wscluster.errors import StartError
 
+Context = ssl.SSLContext
 
-def make_context(tls: Tls) -> ssl.SSLContext | None:
+
+def make_context(tls: Tls) -> Context | None:
     """Return the context of the server; None without TLS.
 
     TLS 1.2 and 1.3, ALPN ``http/1.1`` (a WebSocket over HTTP/2 is not spoken), no renegotiation. With
@@ -38,7 +40,7 @@ def find_tls_faults(tls: Tls, now: datetime | None = None) -> list[str]:
     return _make(tls, now or datetime.now(UTC))[1]
 
 
-def _make(tls: Tls, now: datetime) -> tuple[ssl.SSLContext | None, list[str]]:
+def _make(tls: Tls, now: datetime) -> tuple[Context | None, list[str]]:
     if tls.ssl_certfile is None:
         others = {
             "--ssl-keyfile": tls.ssl_keyfile,
@@ -63,7 +65,7 @@ def _make(tls: Tls, now: datetime) -> tuple[ssl.SSLContext | None, list[str]]:
     return context, faults
 
 
-def _load_chain(context: ssl.SSLContext, tls: Tls, now: datetime) -> None:
+def _load_chain(context: Context, tls: Tls, now: datetime) -> None:
     """Load certificate and key into ``context``.
 
     Raises:
@@ -111,7 +113,7 @@ def _describe(exc: ssl.SSLError, certificate: str, key: str, encrypted: bool) ->
     return f"{key}: the private key is damaged"
 
 
-def _load_authorities(context: ssl.SSLContext, file: str, now: datetime) -> None:
+def _load_authorities(context: Context, file: str, now: datetime) -> None:
     """Demand a certificate of each client that one in ``file`` has signed.
 
     Raises:
