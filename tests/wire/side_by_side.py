@@ -104,7 +104,7 @@ def play(scene: Scene, head: bytes = b"", **config: Any) -> list[object]:
 
     run(main())
     expected, found = notes
-    assert found == expected
+    assert found == expected, f"\n{found}\nwhere websockets has\n{expected}"
     assert found
     return found
 
