@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Iterable, Mapping
 
-from wscluster.addresses import Address, Inherited, Tcp, UnixPath
+from wscluster.addresses import Address, Inherited, Tcp, UnixPath, show_address
 from wscluster.errors import ExitCode, StartError
 
 UNIX_MODE = 0o666
@@ -83,7 +83,7 @@ def bind(addresses: Iterable[Address], inherited: Mapping[int, Bound]) -> list[B
 
 
 def _bind_tcp(host: str, port: int) -> list[Bound]:
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    shown = show_address(Tcp(host, port))
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as exc:

@@ -1,17 +1,21 @@
-"""``python -m wscluster.workers --link-fd N``: one worker, started by the primary."""
+"""``python -m wscluster.workers --link-fd N``: one worker, started by the primary; ``--check-fd N``: see `check`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from wscluster.workers import check
 from wscluster.workers.worker import run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="wscluster.workers", description="Started by the primary, not by hand.")
-    parser.add_argument("--link-fd", type=int, required=True)
-    return run(parser.parse_args().link_fd)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--link-fd", type=int, help="Serve what the primary hands over this link.")
+    what.add_argument("--check-fd", type=int, help="Only say there what the target is.")
+    arguments = parser.parse_args()
+    return run(arguments.link_fd) if arguments.check_fd is None else check.run(arguments.check_fd)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from wscluster import marks
 from wscluster.config import Handshake, flag_of
 from wscluster.errors import TargetError
 
-_ARGUMENTS = {
+ROLES = {
     "lifespan": (),
     "process_request": ("the connection", "the request"),
     "process_response": ("the connection", "the request", "the response"),
     "select_subprotocol": ("the connection", "the subprotocols that the client offers"),
     "basic_auth": ("the user name", "the password"),
 }
-"""What a function is called with, by its role."""
+"""What a function beside the handler can be for, and what it is called with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def load_target(name: str, app_dir: str, handshake: Handshake | None = None) -> 
     module, value = _import_path(name, folder)
     handler = _check_handler(name, value)
     functions: dict[str, Callable[..., Any] | None] = {}
-    for role in _ARGUMENTS:
+    for role in ROLES:
         named = getattr(handshake, role, None)
         functions[role] = _only(module, role) if named is None else _named(role, named, folder)
     return Target(handler, **functions)
@@ -157,7 +157,7 @@ def _check_function(who: str, role: str, value: Any) -> Callable[..., Any]:
         signature = inspect.signature(value)
     except (ValueError, TypeError):  # some functions in C do not say
         return value  # type: ignore[no-any-return]
-    wanted = _ARGUMENTS[role]
+    wanted = ROLES[role]
     try:
         signature.bind(*wanted)
     except TypeError:

@@ -54,6 +54,17 @@ def parse_address(text: str) -> Address:
     return Tcp(match[2] if match[1] is None else match[1], int(match[3]))
 
 
+def show_address(address: Address) -> str:
+    """Return the text of ``address``, as `parse_address` reads it."""
+    match address:
+        case Tcp(host, port):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        case UnixPath(path):
+            return f"unix:{path}"
+        case Inherited(fd):
+            return f"fd:{fd}"
+
+
 def listen_addresses(listen: Listen) -> tuple[Address, ...]:
     """Return what ``listen`` says to listen on: ``--bind``, else ``--uds`` or ``--fd``, else ``--host`` and ``--port``.
 

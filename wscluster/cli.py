@@ -115,6 +115,30 @@ def serve_command(target: str | None, config: tuple[str, ...], print_config: boo
     return run_primary(settings.resolved.config)
 
 
+@cli.command("check", epilog=EPILOG)
+@click.argument("target", required=False)
+@_serve_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **flags: tuple[str, ...]) -> int:
+    """Read the configuration as `serve` does, import TARGET, look at certificates and bus; start nothing.
+
+    The exit code is the one that `serve` would end with.
+    """
+    from wscluster.check import check
+
+    settings = _settings(target, config, flags)
+    settings.set_variables()
+    report = check(settings.resolved.config)
+    sys.stderr.write(report.traceback)
+    for fault in report.faults:
+        _fail(fault, report.exit_code)
+    if as_json:
+        print(json.dumps(report.as_json()))
+    elif not report.faults:
+        print(report.as_text(), end="")
+    return report.exit_code
+
+
 def _settings(target: str | None, config: tuple[str, ...], flags: dict[str, tuple[str, ...]]) -> Settings:
     if len(config) > 1:
         raise ConfigError(["--config: it was given twice, and names one file"])

@@ -174,7 +174,7 @@ class Operate:
     control_socket: str | None = option(
         None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH"
     )
-    interface: str = option("auto", "What the target is.", choices=("auto", "handler"))
+    interface: str = option("auto", "What the target is.", choices=("auto", "handler"), unbuilt=("asgi",))
     app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR")
     env_file: str | None = option(
         None, "File of KEY=VALUE lines that are set in the environment where it has no such variable.", metavar="FILE"

@@ -23,18 +23,20 @@ def option(
     duration: bool = False,
     switch: bool = False,
     secret: bool = False,
+    unbuilt: tuple[str, ...] = (),
 ) -> Any:
     """Declare one field that a person may set.
 
     ``env`` names variables that are read beside ``WSCLUSTER_<NAME>``, after it. ``low`` and ``high`` are the least and
     the greatest value, ``above`` a bound that is itself excluded. ``duration`` accepts ``1h30m`` beside seconds,
     ``switch`` makes a flag of a truth value a pair: ``--access-log`` and ``--no-access-log``. A ``secret`` is never
-    shown. A field of the type ``tuple[str, ...]`` is a list: its flag may be repeated, and commas part what is in one
-    text.
+    shown; ``unbuilt`` choices are known and refused. A field of the type ``tuple[str, ...]`` is a list: its flag may be
+    repeated, and commas part what is in one text.
     """
     metadata = {
         "help": help, "metavar": metavar, "choices": choices, "env": env, "low": low, "high": high, "above": above,
         "duration": duration, "switch": switch, "secret": secret,
+        "unbuilt": unbuilt,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -115,6 +117,8 @@ def _kind(item: Any) -> str:
 
 
 def _check_choice(item: Any, text: str) -> str:
+    if text in item.metadata["unbuilt"]:
+        raise ValueError(f"this version has no {text}; {_wanted_choice(item)}")
     if item.metadata["choices"] and text not in item.metadata["choices"]:
         raise ValueError(_wanted_choice(item))
     return text

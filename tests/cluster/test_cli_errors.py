@@ -138,6 +138,10 @@ def test_a_module_that_raises_on_import_shows_the_users_own_traceback_once(
         (["serve", "good:handler", "--graceful-timeout", "soon"], ["--graceful-timeout 'soon': a number of seconds"]),
         (["serve", "good:handler", "--ws-per-message-deflate", "maybe"], ["true or false is wanted"]),
         (["serve", "good:handler", "--ready-fd", "-1"], ["--ready-fd '-1': a whole number of 0 or more"]),
+        (
+            ["serve", "good:handler", "--interface", "asgi"],
+            ["--interface 'asgi': this version has no asgi; one of auto"],
+        ),
         (["serve", "good:handler", "--access-log", "--no-access-log"], ["--access-log: it was given twice"]),
         (["serve", "good:handler", "--port", "1", "--port", "1"], ["--port: it was given twice, and holds one value"]),
         (

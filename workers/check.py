@@ -1,0 +1,43 @@
+"""Imports the target as a worker does and says what it is, without serving it: what `wscluster check` starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from wscluster.config import Config, from_json
+from wscluster.errors import TargetError
+from wscluster.workers.target import ROLES, load_target
+
+MAX_FAULT, MAX_TRACEBACK = 1000, 4000
+"""Characters, each 12 bytes of JSON at most: the answer fits into a pipe that nobody reads yet."""
+
+
+def run(fd: int) -> int:
+    """Read a configuration from standard input and write what its target is to ``fd``, as one JSON object.
+
+    It has ``functions`` (the name of each function that is marked or named, by its role), or ``fault`` and
+    ``traceback`` as `TargetError` has them. The process ends at once afterwards, whatever threads the target has
+    started.
+    """
+    config = from_json(sys.stdin.read())
+    with os.fdopen(fd, "w") as answer:
+        json.dump(_describe(config), answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _describe(config: Config) -> dict[str, Any]:
+    try:
+        target = load_target(config.target, config.operate.app_dir, config.handshake)
+    except TargetError as exc:
+        return {"fault": str(exc)[:MAX_FAULT], "traceback": exc.traceback[-MAX_TRACEBACK:]}
+    found = {role: getattr(target, role) for role in ROLES}
+    return {"functions": {role: _name(value) for role, value in found.items() if value is not None}}
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
