@@ -13,6 +13,7 @@ from typing import Any
 from wscluster.addresses import listen_addresses, show_address
 from wscluster.config import Config, to_json
 from wscluster.errors import ExitCode, StartError
+from wscluster.tls import find_tls_faults
 from wscluster.urls import hide_password
 
 MAX_ANSWER = 65536
@@ -78,6 +79,8 @@ def check(config: Config) -> Report:
         tls=config.tls.ssl_certfile is not None,
         bus=None if url is None else hide_password(url),
     )
+    for fault in find_tls_faults(config.tls):
+        report.blame(fault, ExitCode.NOT_STARTED)
     if url is not None:
         from wscluster.broker import probe
 

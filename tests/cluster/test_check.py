@@ -112,6 +112,12 @@ def test_bus_and_target_are_looked_at_both_and_the_first_fault_decides(folder: P
     assert "sesame" not in done.stdout + done.stderr
 
 
+def test_certificates_are_looked_at(folder: Path) -> None:
+    done = check(folder, "good:handler", "--ssl-certfile", "gone.pem")
+    assert done.stderr.removeprefix("printed\n").startswith("wscluster: --ssl-certfile gone.pem: ")
+    assert done.returncode == 3
+
+
 def test_wrong_usage_is_that_of_serve(folder: Path) -> None:
     done = check(folder, "good", "--port", "x")
     assert [line.split()[1] for line in done.stderr.splitlines()] == ["target", "--port"]
