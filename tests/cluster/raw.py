@@ -32,12 +32,13 @@ CLOSE = b"\x88\x82" + bytes(4) + b"\x03\xe8"
 
 
 class Raw:
-    """One TCP connection to a cluster."""
+    """One connection to a cluster; ``port`` is its own, 0 on a Unix socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.port: int = writer.get_extra_info("sockname")[1]
+        name = writer.get_extra_info("sockname")
+        self.port: int = name[1] if isinstance(name, tuple) else 0
 
     @classmethod
     async def connect(cls, port: int, source: str = "127.0.0.1", data: bytes = b"") -> "Raw":

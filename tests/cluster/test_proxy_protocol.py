@@ -5,6 +5,7 @@ import contextlib
 import json
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -127,6 +128,25 @@ def test_a_client_of_another_family_than_its_balancer() -> None:
                 assert " 101 " in await raw.head()
                 assert json.loads(await raw.message())["client"] == client
                 await raw.close()
+
+    run(main())
+
+
+def test_a_balancer_on_a_unix_socket_is_believed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with proxied(proxy_protocol="v2", uds=tmp_path / "in.sock", proxy_allow_from="10.0.0.0/8") as cluster:
+            await cluster.wait_event("ready")
+            for header, client in ((BLOCK, ["192.0.2.7", 40000]), (block(0x20, 0, b""), None)):
+                for cut in (len(header), 5):
+                    raw = Raw(*await asyncio.open_unix_connection(tmp_path / "in.sock"))
+                    raw.writer.write(header[:cut])
+                    await raw.writer.drain()
+                    await asyncio.sleep(0.05)
+                    raw.writer.write(header[cut:] + handshake() + frame("echo"))
+                    assert " 101 " in await raw.head()
+                    assert json.loads(await raw.message())["client"] == client
+                    assert await raw.message() == "echo"
+                    await raw.close()
 
     run(main())
 
@@ -298,7 +318,9 @@ def test_half_headers_cost_nothing_and_end_at_their_deadline() -> None:
                 started = asyncio.get_running_loop().time()
                 await asyncio.sleep(2)
                 busy = sum(primary.cpu_times()[:2]) - busy
-                assert busy / (asyncio.get_running_loop().time() - started) < 0.05
+                share = busy / (asyncio.get_running_loop().time() - started)
+                print(f"200 half headers: {share:.1%} of a core")
+                assert share < 0.05
                 for raw in halves:
                     assert await raw.rest() == b""
                     await raw.close()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.raw import RESET
 from tests.support import open_fds
 from wscluster.gateway import peek
 from wscluster.gateway.listener import Accepted
@@ -188,6 +189,41 @@ def test_the_deadline_is_each_connections_own() -> None:
             assert sock.fileno() == -1
             client.close()
         assert not gate.passed
+
+    run(main())
+
+
+def test_bytes_that_come_slowly_do_not_put_the_deadline_off() -> None:
+    async def main() -> None:
+        gate = Gate(seconds=0.3)
+        loop = asyncio.get_running_loop()
+        client, sock = tcp_pair()
+        begun = loop.time()
+        gate.peeker.accept([(sock, *OWN)])
+        for byte in LINE:
+            if gate.refused:
+                break
+            client.send(bytes((byte,)))
+            await asyncio.sleep(0.02)
+        assert await gate.outcome() == []
+        assert 0.3 <= loop.time() - begun < 0.8
+        client.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_reset_within_a_header_is_seen_at_once(size: int) -> None:
+    async def main() -> None:
+        gate = Gate()
+        client, sock = tcp_pair()
+        client.send(LINE[:size])
+        gate.peeker.accept([(sock, *OWN)])
+        await asyncio.sleep(0.02)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        assert await gate.outcome() == []
+        assert sock.fileno() == -1
 
     run(main())
 
