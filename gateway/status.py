@@ -12,7 +12,7 @@ from wscluster.packets import Stats
 CPU_WINDOW_SECONDS = 0.5
 """Two figures of a worker's CPU time must be this far apart to say how busy it is."""
 
-SUMMED = ("published", "delivered", "gaps", "slow_closed")
+SUMMED = ("published", "delivered", "gaps", "ignored", "slow_closed")
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ def build_status(
             "published": sums["published"],
             "delivered": sums["delivered"],
             "gaps": sums["gaps"],
+            "ignored": sums["ignored"],
         },
         "totals": {
             "connections": sum(stats.connections for stats in live),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from wscluster import config
 from wscluster.api import Joined
-from wscluster.envelope import check_room, encode_message, key_of, publish_arguments
+from wscluster.envelope import Position, check_room, encode_message, key_of, parse_since, publish_arguments
 from wscluster.workers.fanout import Fanout
-from wscluster.workers.feed import Delivery, Outcome
+from wscluster.workers.feed import Delivery, Told
+from wscluster.workers.gaps import Gaps, OnGap
 from wscluster.workers.hub import Hub
+from wscluster.workers.recovery import Recovery, Replayer
 from wscluster.workers.subscribed import Room, SubscribedRooms
+from wscluster.workers.subscription import Subscription
 
 if TYPE_CHECKING:
     import uuid
@@ -21,13 +23,9 @@ if TYPE_CHECKING:
     from wscluster.api import DataLike
     from wscluster.workers.connection import Connection
 
-GAP_LOG_SECONDS = 1.0
-
-logger = logging.getLogger("wscluster.bus")
-
 
 class Bus:
-    """What `Connection` and `wscluster.publish` do with rooms.
+    """What `Connection`, `wscluster.publish` and `wscluster.subscribe` do with rooms.
 
     Args:
         bus: Where the bus is and how long it may take.
@@ -36,7 +34,6 @@ class Bus:
 
     Attributes:
         published: Messages that this worker published.
-        gaps: How often messages of a room were lost on their way here.
     """
 
     def __init__(
@@ -46,13 +43,16 @@ class Bus:
         self._loop = loop
         self._hub: Hub[Connection] = Hub()
         self._fanout = Fanout(self._hub, max_send_queue, loop)
+        self._gaps = Gaps(self._hub, loop)
         self._rooms = SubscribedRooms(bus, loop, want_bus, self._in_use, self._follow)
         self._finder = self._rooms.finder
+        self._replayer = Replayer(self._fanout, max_send_queue, bus.bus_timeout)
+        self._recoveries: dict[Connection, dict[str, Recovery]] = {}
+        self._subscriptions: dict[Subscription, None] = {}
+        # Of members that are amid a fragmented message: what rooms say waits until it is whole.
+        self._held_at: dict[Connection, dict[str, Position | None]] = {}
         self.at = self._finder.at
-        self._gap_logged_at = -GAP_LOG_SECONDS
-        self._gaps_unlogged = 0
         self.published = 0
-        self.gaps = 0
 
     @property
     def delivered(self) -> int:
@@ -65,6 +65,16 @@ class Bus:
         return self._fanout.slow_closed
 
     @property
+    def gaps(self) -> int:
+        """How often messages of a room were lost on their way here."""
+        return self._gaps.count
+
+    @property
+    def ignored(self) -> int:
+        """What came on the channels and was no message."""
+        return self._rooms.ignored
+
+    @property
     def rooms(self) -> int:
         """Number of rooms that have members here."""
         return len(self._hub)
@@ -74,32 +84,86 @@ class Bus:
         """Whether the bus is heard; None where no room was used yet."""
         return self._rooms.connected
 
-    async def join(self, member: Connection, room: str) -> Joined:
-        """Make ``member`` one of ``room``; returns when the subscription is live.
+    # Members
+
+    async def join(
+        self, member: Connection, room: str, since: str | None = None, on_gap: OnGap | None = None
+    ) -> Joined:
+        """Make ``member`` one of ``room``, after the replay of what came after ``since``.
 
         Raises:
-            TypeError, ValueError: The name is none.
+            TypeError, ValueError: The name is none, or ``since`` is no position.
             BusUnavailable: Not within the bus's timeout.
             ConnectionClosed: The connection closed meanwhile.
         """
-        known = await self._rooms.wait_live(room, self._key(room))
-        if not member.is_open:
-            await member.wait_lost()
-            raise member.closed_exception()
-        self._fanout.flush(room)
-        self._hub.join(member, room)
-        self._rooms.taken(known)
-        return Joined(str(known.feed.last))
+        key = self._key(room)
+        position = None if since is None else parse_since(since)
+        if on_gap is not None and not callable(on_gap):
+            raise TypeError(f"on_gap is called with each Gap: {type(on_gap).__name__} cannot be")
+        while True:
+            known = await self._rooms.wait_live(room, key)
+            if not member.is_open:
+                raise await member.wait_closed_exception()
+            earlier = self._recoveries.get(member, {}).get(room)
+            if earlier is None:
+                break
+            await asyncio.shield(earlier.ended)
+        if position is None or self._hub.is_member(member, room):
+            joined = self._become_member(member, known)
+            if position is not None:
+                joined = Joined(joined.position, recovered=since == joined.position)
+        else:
+            joined = await self._recover(member, known, position)
+        if self._hub.is_member(member, room):
+            self._gaps.expect(member, room, on_gap)
+        return joined
+
+    def _become_member(self, member: Connection, room: Room) -> Joined:
+        self._fanout.flush(room.name)
+        self._hub.join(member, room.name)
+        self._rooms.taken(room)
+        if member in self._held_at:
+            self._held_at[member].setdefault(room.name, room.feed.last)
+        return Joined(str(room.feed.last))
+
+    async def _recover(self, member: Connection, room: Room, since: Position) -> Joined:
+        recovery = Recovery(member, room, since)
+        self._recoveries.setdefault(member, {})[room.name] = recovery
+        self._rooms.taken(room)
+        try:
+            assert self._finder.commands is not None
+            recovered = await self._replayer.replay(recovery, self._finder.commands)
+            if recovery.ended.done():
+                return Joined(str(recovery.lineup.last), recovered=False, missed=recovery.missed)
+            position = self._become_member(member, room).position
+            return Joined(position, recovered, recovery.missed)
+        finally:
+            recovery.end()
+            mine = self._recoveries.get(member, {})
+            if mine.get(room.name) is recovery:
+                del mine[room.name]
+            if not mine:
+                self._recoveries.pop(member, None)
+            self._rooms.released(room)
 
     async def leave(self, member: Connection, room: str) -> None:
-        """Take ``member`` out of ``room``."""
+        """Take ``member`` out of ``room``; a join that still replays ends."""
         key = self._key(room)
+        self._gaps.leave(member, room)
+        recovery = self._recoveries.get(member, {}).get(room)
+        if recovery is not None:
+            recovery.end()
         self._fanout.flush(room)
+        if member in self._held_at:
+            self._held_at[member].pop(room, None)
         if self._hub.leave(member, room):
             self._rooms.released(self._rooms[key])
 
     def forget(self, member: Connection) -> None:
         """Take ``member``, which has closed, out of every room."""
+        self._gaps.forget(member)
+        for recovery in self._recoveries.pop(member, {}).values():
+            recovery.end()
         for room in self._hub.forget(member):
             self._rooms.released(self._rooms[self._key(room)])
 
@@ -108,12 +172,35 @@ class Bus:
         return self._hub.rooms_of(member)
 
     def positions_of(self, member: Connection) -> Mapping[str, str]:
-        """Return, for each room of ``member``, the position of the last message that was delivered to it."""
+        """Return, for each room of ``member``, the position of the last message that was delivered to it.
+
+        A room whose messages are still replayed to it is among them.
+        """
+        held_at = self._held_at.get(member)
         positions = {}
         for room in sorted(self._hub.rooms_of(member)):
+            if held_at is not None:
+                positions[room] = str(held_at[room])
+                continue
             self._fanout.flush(room)
             positions[room] = str(self._rooms[self._key(room)].feed.last)
+        for room, recovery in self._recoveries.get(member, {}).items():
+            positions.setdefault(room, str(recovery.lineup.last))
         return positions
+
+    def hold_positions(self, member: Connection) -> None:
+        """A fragmented message of ``member`` begins: what its rooms say from now on waits for the message's end."""
+        held_at: dict[str, Position | None] = {}
+        for room in self._hub.rooms_of(member):
+            self._fanout.flush(room)
+            held_at[room] = self._rooms[self._key(room)].feed.last
+        self._held_at[member] = held_at
+
+    def release_positions(self, member: Connection) -> None:
+        """The fragmented message of ``member`` has ended."""
+        self._held_at.pop(member, None)
+
+    # Everybody
 
     async def publish(self, room: str, message: DataLike, exclude: uuid.UUID | None = None) -> str:
         """Send ``message`` to every member of ``room``, except the connection ``exclude``; returns its position.
@@ -131,30 +218,45 @@ class Bus:
         self.published += 1
         return bytes(position).decode("ascii")
 
+    def subscribe(self, rooms: tuple[str, ...], max_queue: int) -> Subscription:
+        """Return what `wscluster.subscribe` enters.
+
+        Raises:
+            TypeError, ValueError: A name is none, there is none, or the queue's bound is no whole number from 1 on.
+        """
+        if not rooms:
+            raise TypeError("wscluster.subscribe wants the name of at least one room")
+        if isinstance(max_queue, bool) or not isinstance(max_queue, int):
+            raise TypeError(f"max_queue is a whole number, not {type(max_queue).__name__}")
+        if max_queue < 1:
+            raise ValueError(f"max_queue is at least 1, not {max_queue}")
+        channels = {room: self._key(room) for room in rooms}
+        return Subscription(self._rooms, channels, max_queue, self._loop, self._subscriptions)
+
+    def end_subscriptions(self) -> None:
+        """The worker drains: whoever iterates over rooms gets what waits, and then comes to the end."""
+        for subscription in tuple(self._subscriptions):
+            subscription.end()
+
     async def close(self) -> None:
         """Close the connections to the bus."""
+        self.end_subscriptions()
+        self._gaps.close()
         await self._rooms.close()
 
     def _key(self, room: object) -> bytes:
         return key_of(self._config.redis_prefix, check_room(room))
 
     def _in_use(self, room: Room) -> bool:
-        return bool(self._hub.members(room.name))
+        return bool(room.taps or self._hub.members(room.name))
 
-    def _follow(self, room: Room, outcome: Outcome) -> None:
-        if isinstance(outcome, Delivery):
-            self._fanout.deliver(room.name, outcome.envelope)
-            return
-        self.gaps += 1
-        now = self._loop.time()
-        if now - self._gap_logged_at < GAP_LOG_SECONDS:
-            self._gaps_unlogged += 1
-            return
-        logger.warning(
-            "room %r: messages were lost after %s, before %s%s",
-            room.name,
-            outcome.after,
-            outcome.before or "the next",
-            f" (and {self._gaps_unlogged} gaps more since the last such line)" if self._gaps_unlogged else "",
-        )
-        self._gap_logged_at, self._gaps_unlogged = now, 0
+    def _follow(self, room: Room, told: Told) -> None:
+        if room.taps:
+            for tap in tuple(room.taps):
+                tap.take(room.name, told)
+        if isinstance(told, Delivery):
+            self._fanout.deliver(room.name, told.envelope)
+        else:
+            # What came before it is written before it is told.
+            self._fanout.flush(room.name)
+            self._gaps.tell(room.name, told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from websockets.datastructures import Headers
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from websockets.protocol import State
 
-    from wscluster.api import DataLike, Joined
+    from wscluster.api import DataLike, Gap, Joined
     from wscluster.workers.serve import HandlerServer
 
 
@@ -191,6 +191,7 @@ class Connection(Wire):
             await asyncio.shield(self._fragmenting)
         if not self.is_open:
             raise await self.wait_closed_exception()
+        self.server.bus.hold_positions(self)
         self._fragmenting = self.server.loop.create_future()
         kind: type[str] | tuple[type[Any], ...] = str if isinstance(first, str) else BYTES_LIKE
         is_text = (kind is str) if text is None else text
@@ -216,6 +217,7 @@ class Connection(Wire):
         finally:
             self._fragmenting.set_result(None)
             self._fragmenting = None
+            self.server.bus.release_positions(self)
             self.write_held()
         if self._paused_writing:
             await self._drain()
@@ -293,17 +295,18 @@ class Connection(Wire):
         """For each of its rooms, the position of the last message delivered to this connection."""
         return self.server.bus.positions_of(self)
 
-    async def join(self, room: str) -> Joined:
-        """Become a member of ``room``; returns when the subscription is live.
+    async def join(self, room: str, *, since: str | None = None, on_gap: Callable[[Gap], Any] | None = None) -> Joined:
+        """Become a member of ``room``, after what came ``since``: see `wscluster.api.Connection.join`.
 
         Raises:
-            ValueError: The name is empty, longer than 255 bytes, or no UTF-8.
+            TypeError: An argument is of a wrong type.
+            ValueError: The name is empty, longer than 255 bytes, or no UTF-8; or ``since`` is no position.
             BusUnavailable: The bus did not answer within ``--bus-timeout``.
             ConnectionClosed: The connection is closed.
         """
         if not self.is_open:
             raise await self.wait_closed_exception()
-        return await self.server.bus.join(self, room)
+        return await self.server.bus.join(self, room, since, on_gap)
 
     async def leave(self, room: str) -> None:
         """Stop being a member of ``room``; no error where it is none."""

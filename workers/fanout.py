@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,22 @@ class Fanout:
         while room in self._waiting:
             self._write_turn(room)
 
+    def write_to(self, member: Connection, messages: Sequence[Envelope]) -> int:
+        """Write ``messages`` to ``member`` alone, whatever is unsent; returns how many were for it."""
+        own = [message for message in messages if message.excluded != member.id.bytes]
+        if not own:
+            return 0
+        batch = make_batch(own, member.deflate_bits)
+        if not member.deliver(batch.data, batch.count, batch.compressed, sys.maxsize):
+            return 0
+        self.delivered += batch.count
+        return batch.count
+
+    def close_slow(self, member: Connection) -> None:
+        """Close ``member``, which does not read, and count it."""
+        self.slow_closed += 1
+        member.close_slow()
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
@@ -126,8 +143,7 @@ class Fanout:
         """Deliver frame by frame up to the bound, then close the member; returns how many frames it got."""
         for number, frame in enumerate(batch.frames):
             if not member.deliver(frame, 1, batch.compressed, self._max_send_queue):
-                self.slow_closed += 1
-                member.close_slow()
+                self.close_slow(member)
                 return number
         return batch.count
 

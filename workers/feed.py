@@ -1,7 +1,8 @@
 """The order of one room's messages as this worker hears them: what to deliver, what came twice, and what was lost.
 
 A position is an epoch and a count without holes, so a hole shows by arithmetic. While the subscription is (again) new,
-live messages are held until the log has said what came before them.
+live messages are held until the log has said what came before them. So is a live message that does not follow the last
+one: the log says what came between, or that nobody published it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ class Lost:
     before: Position | None
 
 
-Outcome = Delivery | Lost
+@dataclass(frozen=True, slots=True)
+class Forged:
+    """A message with a position that the log does not know, and that does not follow it: ignored."""
+
+    position: Position
+
+
+Told = Delivery | Lost
+Outcome = Told | Forged
 
 
 @dataclass(slots=True)
@@ -40,9 +49,13 @@ class Feed:
 
     Attributes:
         last: Position of the last message that was delivered; None before the first synchronisation.
+        previous: The last position of the epoch before, where no message was lost between the two; else None.
+        doubts: True when the log is to be read, because a live message does not follow the last one.
     """
 
     last: Position | None = None
+    previous: Position | None = None
+    doubts: bool = False
     _held: list[Delivery] | None = None
     # Set while the log is read: where a hole begins whose end is not known yet.
     _hole: Position | None = None
@@ -57,27 +70,44 @@ class Feed:
 
     def begin_sync(self) -> None:
         """The subscription is live: hold what comes until the log was read."""
+        self.doubts = False
         if self._held:
             self._dropped = self._held[-1].position
         self._held = []
 
-    def receive(self, position: Position, envelope: Envelope) -> list[Outcome]:
-        """A live message; returns what follows."""
+    def receive(self, position: Position, envelope: Envelope) -> Sequence[Told]:
+        """A live message; returns what follows. Where that is nothing, `doubts` may have become true."""
         if self._held is not None:
             if len(self._held) < MAX_HELD:
                 self._held.append(Delivery(position, envelope))
             return []
-        return [] if self.last is None else self._advance(position, envelope)
+        last = self.last
+        if last is None:
+            return []
+        if position.epoch == last.epoch:
+            if position.seq <= last.seq:
+                return []  # heard already
+            follows = position.seq == last.seq + 1
+        else:
+            follows = position.seq == 1
+        if not follows:
+            self._held = [Delivery(position, envelope)]
+            self.doubts = True
+            return []
+        if position.epoch != last.epoch:
+            self.previous = last
+        self.last = position
+        return [Delivery(position, envelope)]
 
     def synced_first(self, newest: Position | None) -> list[Outcome]:
         """The first subscription: the room begins after ``newest``, the last message of its log, if it has one."""
         self.last = newest or START
-        return self._release()
+        return self._release(newest)
 
     def synced_again(
         self, entries: Sequence[tuple[Position, Envelope | None]], newest: Position | None, *, log_kept: bool
     ) -> list[Outcome]:
-        """A subscription after an interruption.
+        """The log was read after an interruption, or a doubt.
 
         Args:
             entries: The log after `last`; None where it does not hold the payload.
@@ -86,6 +116,8 @@ class Feed:
         """
         last = self.last
         assert last is not None
+        if newest is not None and newest.seq == 0 and newest.epoch != last.epoch:
+            newest = None  # another worker began a log, after the room's own had expired
         dropped, self._dropped = self._dropped, None
         if not log_kept or (dropped is not None and (newest is None or newest.epoch != dropped.epoch)):
             self._open_hole(last if newest is not None else START)
@@ -94,11 +126,12 @@ class Feed:
         elif newest.epoch == last.epoch:
             if newest.seq < last.seq:  # the server came back with an older memory
                 self._open_hole(newest)
-        elif last != START:
+        elif last.seq != 0:
             self._open_hole(Position(newest.epoch, entries[0][0].seq - 1) if entries else newest)
         # The log does not keep a large payload; if it came while the log was read, it is here.
         held = {delivery.position: delivery.envelope for delivery in self._held or ()}
         outcomes: list[Outcome] = []
+        self.doubts = False
         for position, logged in entries:
             envelope = logged or held.get(position)
             if envelope is not None:
@@ -107,7 +140,7 @@ class Feed:
                 self._open_hole(position)
         if newest is not None and newest > (self.last or START):
             self._open_hole(newest)  # trimmed before it was read
-        outcomes += self._release()
+        outcomes += self._release(newest)
         if self._hole is not None:
             outcomes.append(Lost(self._hole, None))
             self._hole = None
@@ -115,26 +148,40 @@ class Feed:
 
     def _open_hole(self, last: Position) -> None:
         """What came until ``last``, that one included, is lost."""
+        assert self.last is not None
         self._hole = self._hole or self.last
+        if last.epoch != self.last.epoch:
+            self.previous = None
         self.last = last
 
-    def _release(self) -> list[Outcome]:
+    def _release(self, newest: Position | None) -> list[Outcome]:
+        """Go on with what was held; ``newest`` is the log's last position."""
         held, self._held = self._held, None
         outcomes: list[Outcome] = []
         for delivery in held or ():
-            outcomes += self._advance(delivery.position, delivery.envelope)
+            # The log was read after the subscription, so what was published since follows it without a hole. Only
+            # where there is no log can nothing be said.
+            if self._skips(delivery.position) and newest is not None:
+                outcomes.append(Forged(delivery.position))
+            else:
+                outcomes += self._advance(delivery.position, delivery.envelope)
         return outcomes
+
+    def _skips(self, position: Position) -> bool:
+        """Say whether something is missing before ``position``, which was not heard yet."""
+        assert self.last is not None
+        if position.epoch == self.last.epoch:
+            return position.seq > self.last.seq + 1
+        return position.seq != 1
 
     def _advance(self, position: Position, envelope: Envelope) -> list[Outcome]:
         last = self.last
         assert last is not None
-        if position.epoch == last.epoch:
-            if position.seq <= last.seq:
-                return []  # heard already
-            missing = position.seq != last.seq + 1
-        else:
-            missing = position.seq != 1
-        after = self._hole or (last if missing else None)
+        if position.epoch == last.epoch and position.seq <= last.seq:
+            return []  # heard already
+        after = self._hole or (last if self._skips(position) else None)
+        if position.epoch != last.epoch:
+            self.previous = last if after is None else None
         self.last, self._hole = position, None
         delivery = Delivery(position, envelope)
         return [delivery] if after is None else [Lost(after, position), delivery]

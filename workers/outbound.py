@@ -144,6 +144,11 @@ class Outbound(asyncio.Protocol):
 
     # Flow control
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the client has read enough, and no fragmented message is under way."""
+        return self._fragmenting is None and not self._paused_writing
+
     def pause_writing(self) -> None:
         self._paused_writing = True
 

@@ -7,13 +7,14 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from wscluster import config
 from wscluster.envelope import decode_message, split_published
 from wscluster.errors import BusUnavailable
 from wscluster.subscriber import PING_SECONDS, PONG_SECONDS, Subscriber
 from wscluster.workers.bus_finder import BusFinder
-from wscluster.workers.feed import Feed, Outcome
+from wscluster.workers.feed import Feed, Forged, Outcome, Told
 from wscluster.workers.log_reader import LogReader, LogTail
 
 LINGER_SECONDS = 5.0
@@ -24,20 +25,34 @@ EXPIRY_MARGIN_SECONDS = 1.0
 logger = logging.getLogger("wscluster.bus")
 
 
+class Tap(Protocol):
+    """Somebody who gets each message and loss of a room at once, beside its members."""
+
+    def take(self, room: str, told: Told) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Room:
-    """One room that is, or is to be, subscribed."""
+    """One room that is, or is to be, subscribed.
+
+    Attributes:
+        live: Whether a member may join: its subscription is confirmed and its log was read.
+        taps: While there is one, the room stays subscribed.
+    """
 
     name: str
     channel: bytes
     feed: Feed = field(default_factory=Feed)
     live: bool = False
+    taps: dict[Tap, None] = field(default_factory=dict)
     # When its last message came: its log lives for a while from then on.
     heard_at: float = -math.inf
     joining: int = 0
     # Set while somebody waits for the room to be live.
     waiter: asyncio.Future[None] | None = None
     linger: asyncio.TimerHandle | None = None
+    # Whether the log is read because of a new subscription, not because of a doubt.
+    resubscribed: bool = False
 
 
 class SubscribedRooms:
@@ -46,6 +61,9 @@ class SubscribedRooms:
     Args:
         in_use: Says whether somebody is in a room.
         follow: Called with each message of a room, and each loss.
+
+    Attributes:
+        ignored: What came on the channels and was no message, or one that nobody published.
     """
 
     def __init__(
@@ -54,7 +72,7 @@ class SubscribedRooms:
         loop: asyncio.AbstractEventLoop,
         want_bus: Callable[[], None],
         in_use: Callable[[Room], bool],
-        follow: Callable[[Room, Outcome], None],
+        follow: Callable[[Room, Told], None],
     ) -> None:
         self._config = bus
         self._loop = loop
@@ -66,8 +84,8 @@ class SubscribedRooms:
         self._run_id: str | None = None
         self._lost_at = 0.0
         self._log_kept = True
-        self._logs = LogReader(loop, self._log_read)
-        self._malformed = False
+        self._logs = LogReader(loop, bus.room_log_ttl, self._log_read)
+        self.ignored = 0
 
     @property
     def connected(self) -> bool | None:
@@ -169,9 +187,13 @@ class SubscribedRooms:
         room = self._rooms.get(channel)
         if room is not None:
             room.live = False
+            room.resubscribed = True
             room.feed.begin_sync()
-            assert self.finder.commands is not None
-            self._logs.read(self.finder.commands, channel, room.feed.last)
+            self._read_log(room)
+
+    def _read_log(self, room: Room) -> None:
+        assert self.finder.commands is not None
+        self._logs.read(self.finder.commands, room.channel, room.feed.last)
 
     def _message_came(self, channel: bytes, data: bytes) -> None:
         room = self._rooms.get(channel)
@@ -180,13 +202,21 @@ class SubscribedRooms:
         published = split_published(data)
         envelope = None if published is None else decode_message(published[1])
         if published is None or envelope is None:
-            if not self._malformed:
-                self._malformed = True
-                logger.warning("room %r: what came on its channel is no message: ignored, as later ones", room.name)
+            self._ignore(room, "what came on its channel is no message")
             return
         room.heard_at = self._loop.time()
-        for outcome in room.feed.receive(published[0], envelope):
-            self._follow(room, outcome)
+        told = room.feed.receive(published[0], envelope)
+        if told:
+            for each in told:
+                self._follow(room, each)
+        elif room.feed.doubts:
+            room.feed.doubts = False
+            self._read_log(room)
+
+    def _ignore(self, room: Room, why: str) -> None:
+        if not self.ignored:
+            logger.warning("room %r: %s: ignored, as later ones are without a word", room.name, why)
+        self.ignored += 1
 
     def _log_read(self, channel: bytes, tail: LogTail) -> None:
         room = self._rooms.get(channel)
@@ -195,12 +225,25 @@ class SubscribedRooms:
         if room.feed.last is None:
             outcomes = room.feed.synced_first(tail.newest)
         else:
-            young = self._loop.time() - room.heard_at < self._config.room_log_ttl - EXPIRY_MARGIN_SECONDS
-            evicted = tail.newest is None and young
-            outcomes = room.feed.synced_again(tail.entries, tail.newest, log_kept=self._log_kept and not evicted)
-        for outcome in outcomes:
-            self._follow(room, outcome)
+            outcomes = room.feed.synced_again(tail.entries, tail.newest, log_kept=self._is_log_kept(room, tail))
+        room.resubscribed = False
+        self._follow_all(room, outcomes)
         room.live = True
         waiter, room.waiter = room.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _is_log_kept(self, room: Room, tail: LogTail) -> bool:
+        """Say whether what came while the room was not heard is in its log, or would be."""
+        if not room.resubscribed:
+            return True
+        young = self._loop.time() - room.heard_at < self._config.room_log_ttl - EXPIRY_MARGIN_SECONDS
+        evicted = young and (tail.newest is None or tail.newest.seq == 0)
+        return self._log_kept and not evicted
+
+    def _follow_all(self, room: Room, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Forged):
+                self._ignore(room, f"a message with the position {outcome.position}, which its log does not know")
+            else:
+                self._follow(room, outcome)

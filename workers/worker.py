@@ -42,6 +42,7 @@ from wscluster.tls import Context, make_context
 from wscluster.workers.bus import Bus
 from wscluster.workers.endings import Endings
 from wscluster.workers.serve import HandlerServer
+from wscluster.workers.subscription import Subscription
 from wscluster.workers.target import Target, load_target, user_traceback
 
 if TYPE_CHECKING:
@@ -140,6 +141,10 @@ class Worker:
         assert self._bus is not None
         return await self._bus.publish(room, message)
 
+    def subscribe(self, rooms: tuple[str, ...], max_queue: int) -> Subscription:
+        assert self._bus is not None
+        return self._bus.subscribe(rooms, max_queue)
+
     # Boot and end
 
     def _load(self, config: Config) -> Target:
@@ -200,6 +205,8 @@ class Worker:
             case Drain():
                 if self._server is not None:
                     self._server.draining = True
+                if self._bus is not None:
+                    self._bus.end_subscriptions()
                 if not self._drain.done():
                     self._drain.set_result(packet)
             case Poll(serial):
@@ -286,6 +293,7 @@ class Worker:
             published=bus.published,
             delivered=bus.delivered,
             gaps=bus.gaps,
+            ignored=bus.ignored,
             slow_closed=bus.slow_closed,
             bus_connected=bus.connected,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
-    from wscluster.context import publish
+    from wscluster.context import publish, subscribe
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
     from wscluster.launch import serve
     from wscluster.marks import basic_auth, lifespan, process_request, process_response, select_subprotocol
@@ -37,6 +37,7 @@ _HOMES = {
     "publish": "wscluster.context",
     "select_subprotocol": "wscluster.marks",
     "serve": "wscluster.launch",
+    "subscribe": "wscluster.context",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "publish",
     "select_subprotocol",
     "serve",
+    "subscribe",
     "this_worker",
 ]
 

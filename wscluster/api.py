@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
@@ -23,8 +23,8 @@ class Joined:
     """What `Connection.join` returns.
 
     Attributes:
-        position: Position of the room's last message at the moment of the join.
-        recovered: False where ``since`` was given and the log no longer reaches back to it.
+        position: Position of the room's last message at the moment of the join; with a replay, of the last one of it.
+        recovered: False where ``since`` was given and not all that came after it is kept: nothing was replayed.
         missed: Number of messages that were replayed.
     """
 
@@ -35,7 +35,12 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Messages of ``room`` between the positions ``after`` and ``before`` were lost on the way to this worker."""
+    """Messages of ``room`` between the positions ``after`` and ``before``, neither of them included, were lost.
+
+    Attributes:
+        after: Position of the last message before the loss.
+        before: Position of the first message after it, which comes next; empty where none has come yet.
+    """
 
     room: str
     after: str
@@ -44,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A room's message as `subscribe` gives it."""
+    """A room's message as `wscluster.subscribe` gives it; ``data`` is `str` for text, `bytes` for binary."""
 
     room: str
     data: Data
@@ -142,7 +147,12 @@ class Connection(Protocol):
 
     @property
     def positions(self) -> Mapping[str, str]:
-        """For each room, the position of the last message delivered to this connection."""
+        """For each room, the position of the last message delivered to this connection: an opaque text.
+
+        What was published without this connection (``exclude_self``) and what was told as a gap counts as delivered.
+        What rooms say amid a fragmented message of this connection is delivered, and counts, when that message is
+        whole. A room whose missed messages are still being replayed has an entry too.
+        """
 
     async def recv(self, decode: bool | None = None) -> Any:
         """Return the next message; ``decode`` forces `str` (True) or `bytes` (False).
@@ -200,12 +210,23 @@ class Connection(Protocol):
     def __aiter__(self) -> AsyncIterator[Any]:
         """Iterate over the messages until the connection is closed normally."""
 
-    async def join(self, room: str) -> Joined:
+    async def join(self, room: str, *, since: str | None = None, on_gap: Callable[[Gap], Any] | None = None) -> Joined:
         """Become a member of ``room`` (1 to 255 bytes of UTF-8); returns when the subscription is live.
 
+        Args:
+            since: A position that `positions`, a join or a publish gave, on this or on another connection: what came
+                after it is sent to the client, in order, before anything later and before this returns. Where the
+                room's log no longer has all of that, nothing is replayed and ``recovered`` is False. The replay waits
+                for a client that reads slowly; one for which the log no longer has what is next is closed (1013). A
+                connection that is in the room already gets no replay: ``recovered`` says whether it needs none.
+            on_gap: A function or coroutine function that is called with each `Gap` of the room, until the connection
+                leaves it. What it raises is logged.
+
         Raises:
-            ValueError: The name is empty or too long.
-            BusUnavailable: The bus did not answer within ``--bus-timeout``.
+            TypeError: An argument is of a wrong type.
+            ValueError: The name is empty or too long; or ``since`` is no position at all.
+            BusUnavailable: The bus did not answer within ``--bus-timeout``, or lost messages during the replay.
+            ConnectionClosed: The connection is closed.
         """
 
     async def leave(self, room: str) -> None:

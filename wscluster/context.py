@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 from wscluster.errors import NotInWorker
 
 if TYPE_CHECKING:
-    from wscluster.api import DataLike, ThisWorker
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from wscluster.api import DataLike, Gap, Message, ThisWorker
+
+    RoomsHeard = AbstractAsyncContextManager[AsyncIterator[Message | Gap]]
 
 
 class WorkerContext(Protocol):
@@ -22,6 +27,8 @@ class WorkerContext(Protocol):
     def control_socket(self) -> str: ...
 
     async def publish(self, room: str, message: DataLike) -> str: ...
+
+    def subscribe(self, rooms: tuple[str, ...], max_queue: int) -> RoomsHeard: ...
 
 
 _context: WorkerContext | None = None
@@ -61,3 +68,23 @@ async def publish(room: str, message: DataLike) -> str:
         BusUnavailable: No answer within ``--bus-timeout``; whether the message arrived is unknown.
     """
     return await current("wscluster.publish").publish(room, message)
+
+
+def subscribe(*rooms: str, max_queue: int = 1024) -> RoomsHeard:
+    """Hear ``rooms`` without a connection: in a background task, an ASGI app, a lifespan, or a handler.
+
+    ``async with`` it, which returns when the subscriptions are live, and iterate over what that gives: each `Message`
+    of the rooms, in each room's order, and a `Gap` wherever messages were lost. The iteration ends when the worker
+    drains, after what waited; leaving the context ends it too. One task at a time iterates.
+
+    Args:
+        max_queue: Messages, of all its rooms together, that wait for the iteration. With more the oldest are dropped,
+            and a `Gap` for each of their rooms comes in their place.
+
+    Raises:
+        NotInWorker: This process is no worker.
+        TypeError: A name is no `str`, there is none, or the bound is no whole number.
+        ValueError: A name is empty or longer than 255 bytes; or the bound is less than 1.
+        BusUnavailable: At entry: no answer within ``--bus-timeout``.
+    """
+    return current("wscluster.subscribe").subscribe(rooms, max_queue)

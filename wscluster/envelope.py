@@ -46,7 +46,22 @@ return id
 """
 PUBLISH_SHA1 = hashlib.sha1(PUBLISH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
+# Run at the first subscription of a room that has no log: it begins one before the first message, so that a position
+# from an empty room says as much as any other. Without memory for it, or the right to write, there is none.
+BEGIN_SCRIPT = """\
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if last then return last[1] end
+local now = redis.call('TIME')
+local id = string.format('%.0f', tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)) .. '-0'
+local made = redis.pcall('XADD', KEYS[1], id, 'e', '')
+if type(made) == 'table' then return false end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return id
+"""
+
 _POSITION = re.compile(rb"([0-9]{1,20})-([0-9]{1,20})")
+_MAX_NUMBER = 2**64 - 1
+MAX_POSITION_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +85,7 @@ class Position:
 
 
 START = Position(0, 0)
-"""Position in a room that has no log: before everything."""
+"""Position in a room of which nothing is known, and no log could be begun: before everything."""
 
 
 def check_room(room: object) -> bytes:
@@ -133,7 +148,30 @@ def decode_message(data: bytes) -> Envelope | None:
 def parse_position(data: bytes) -> Position | None:
     """Return the position that ``data`` writes; None where it is none."""
     match = _POSITION.fullmatch(data)
-    return None if match is None else Position(int(match[1]), int(match[2]))
+    if match is None:
+        return None
+    position = Position(int(match[1]), int(match[2]))
+    # What is shorter cannot hold a number of more than the 64 bits that the server has for each.
+    if len(data) > 20 and max(position.epoch, position.seq) > _MAX_NUMBER:
+        return None
+    return position
+
+
+def parse_since(since: object) -> Position:
+    """Return the position that an application gives back, which is what some room once gave it.
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: It is no position.
+    """
+    if not isinstance(since, str):
+        raise TypeError(f"a position is a str, not {type(since).__name__}")
+    if len(since) > MAX_POSITION_CHARS:
+        raise ValueError(f"a position has at most {MAX_POSITION_CHARS} characters, not {len(since)}")
+    position = parse_position(since.encode("ascii", "replace"))
+    if position is None:
+        raise ValueError(f"{since!r} is no position: it must be one that a join, a publish or `positions` gave")
+    return position
 
 
 def split_published(data: bytes) -> tuple[Position, bytes] | None:
@@ -143,8 +181,16 @@ def split_published(data: bytes) -> tuple[Position, bytes] | None:
     return None if position is None else (position, envelope)
 
 
+def begin_arguments(key: bytes, ttl_seconds: float) -> tuple[bytes | str | int, ...]:
+    """Return the command that answers a log's last position, and begins the log where there is none."""
+    return ("EVAL", BEGIN_SCRIPT, 1, key, _milliseconds(ttl_seconds))
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
 def publish_arguments(key: bytes, envelope: bytes, log: int, ttl_seconds: float) -> tuple[bytes | str | int, ...]:
     """Return the command that publishes ``envelope``; ``log`` entries are kept for ``ttl_seconds``."""
     logged = log > 0 and len(envelope) <= MAX_LOGGED_BYTES
-    milliseconds = max(1, round(ttl_seconds * 1000))
-    return ("EVALSHA", PUBLISH_SHA1, 1, key, envelope, max(log, 1), milliseconds, "1" if logged else "0")
+    return ("EVALSHA", PUBLISH_SHA1, 1, key, envelope, max(log, 1), _milliseconds(ttl_seconds), "1" if logged else "0")

@@ -133,6 +133,7 @@ class Stats:
     published: int = 0
     delivered: int = 0
     gaps: int = 0
+    ignored: int = 0
     slow_closed: int = 0
     bus_connected: bool | None = None
 

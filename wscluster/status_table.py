@@ -65,7 +65,8 @@ def _describe_bus(bus: dict[str, Any]) -> list[str | Text]:
     if bus["url"] is None:
         return ["private, not used yet"]
     state = Text("connected", "green") if bus["connected"] else Text("not connected", "red")
-    return [bus["url"], state, *(f"{name} {_number(bus[name])}" for name in ("published", "delivered", "gaps"))]
+    counted = ["published", "delivered", "gaps", *(["ignored"] if bus["ignored"] else [])]
+    return [bus["url"], state, *(f"{name} {_number(bus[name])}" for name in counted)]
 
 
 def _wrap(label: Text, items: list[Any], width: int) -> Text:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import wscluster
 from wscluster import Connection
 
 
@@ -36,7 +38,8 @@ async def rooms(ws: Connection) -> None:
 async def _do(ws: Connection, do: str, room: str, **how: Any) -> Any:
     match do:
         case "join":
-            return (await ws.join(room)).position
+            joined = await ws.join(room, **how)
+            return dataclasses.asdict(joined) if "since" in how else joined.position
         case "join many":
             await asyncio.gather(*(ws.join(f"{room} {number}") for number in range(how["count"])))
         case "join in haste":
@@ -74,9 +77,13 @@ def _message(text: str | None = None, hex: str | None = None, size: int = 0, wro
 
 async def _fragments(ws: Connection, room: str) -> AsyncIterator[str]:
     """Say half a message, let the room say something, and only when that has come say the other half."""
+    before = ws.positions
     yield "one "
-    position = await ws.publish(room, "between")
-    async with asyncio.timeout(10):
-        while ws.positions[room] != position:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+    async with asyncio.timeout(10), wscluster.subscribe(room) as messages:
+        position = await ws.publish(room, "between")
+        async for message in messages:
+            if isinstance(message, wscluster.Message) and message.position == position:
+                break
+    # It is held until this message is whole, so it does not count yet.
+    assert ws.positions == before
     yield "whole"

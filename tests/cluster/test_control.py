@@ -30,7 +30,7 @@ KEYS: dict[str, set[str]] = {
         "slot", "id", "pid", "state", "phase", "uptime_seconds", "connections", "adopted", "messages_in",
         "messages_out", "rooms", "loop_lag_seconds", "cpu_cores", "rss_bytes",
     },
-    "bus": {"url", "private", "connected", "published", "delivered", "gaps"},
+    "bus": {"url", "private", "connected", "published", "delivered", "gaps", "ignored"},
     "totals": {
         "connections", "accepted", "rejected", "adopted", "placed_again", "moved", "slow_closed", "workers_restarted",
     },
@@ -85,6 +85,7 @@ def test_the_status_is_what_the_contract_says(tmp_path: Path) -> None:
             assert status["totals"]["moved"] is None
             assert status["bus"] == {
                 "url": None, "private": True, "connected": False, "published": 0, "delivered": 0, "gaps": 0,
+                "ignored": 0,
             }  # fmt: skip
             for answer in (done.stdout, (await asyncio.to_thread(cli, *where, folder=tmp_path)).stdout):
                 for text in (str(cluster.pid), str(cluster.worker_pids()[0]), f"127.0.0.1:{cluster.port}", "ready"):

@@ -60,6 +60,7 @@ def test_it_starts_with_the_first_room_and_is_one_for_all_workers() -> None:
             status = await cluster.status()
             assert status["bus"] == {
                 "url": None, "private": True, "connected": False, "published": 0, "delivered": 0, "gaps": 0,
+                "ignored": 0,
             }  # fmt: skip
             assert private_valkeys(cluster) == []
             # At once from both workers.

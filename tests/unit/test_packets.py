@@ -49,6 +49,7 @@ stats = st.builds(
     published=counts,
     delivered=counts,
     gaps=counts,
+    ignored=counts,
     slow_closed=counts,
     bus_connected=st.booleans(),
 )

@@ -59,7 +59,7 @@ def test_the_status_is_that_of_the_contract() -> None:
     cluster = Cluster()
     stats = Stats(
         connections=5, adopted=9, messages_in=7, messages_out=8, rooms=1, loop_lag_seconds=0.0003, cpu_seconds=1.0,
-        rss_bytes=41_000_000, published=3, delivered=12, gaps=1, slow_closed=2, bus_connected=True,
+        rss_bytes=41_000_000, published=3, delivered=12, gaps=1, ignored=4, slow_closed=2, bus_connected=True,
     )  # fmt: skip
     cluster.become_ready(1, stats)
     cluster.ledger.accept([Offered(number, "192.0.2.1", 1) for number in range(1, 10)], 101.0)
@@ -100,6 +100,7 @@ def test_the_status_is_that_of_the_contract() -> None:
             "published": 3,
             "delivered": 12,
             "gaps": 1,
+            "ignored": 4,
         },
         "totals": {
             "connections": 5,

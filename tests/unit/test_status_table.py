@@ -32,7 +32,8 @@ def status_of(*workers: dict[str, Any], url: str | None = "unix:///tmp/wscluster
             "sticky": ["ip"], "phase": 1,
         },
         "workers": list(workers),
-        "bus": {"url": url, "private": True, "connected": True, "published": 7, "delivered": 8, "gaps": 0},
+        "bus": {"url": url, "private": True, "connected": True, "published": 7, "delivered": 8, "gaps": 0,
+                "ignored": 0},
         "totals": {
             "connections": 5, "accepted": 9, "rejected": 0, "adopted": 9, "placed_again": 0, "moved": None,
             "slow_closed": 0, "workers_restarted": 0,

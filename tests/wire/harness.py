@@ -99,7 +99,13 @@ class StubBus:
     def positions_of(self, connection: object) -> dict[str, str]:
         return {"lobby": "1-0"}
 
-    async def join(self, connection: object, room: str) -> str:
+    def hold_positions(self, connection: object) -> None:
+        pass
+
+    def release_positions(self, connection: object) -> None:
+        pass
+
+    async def join(self, connection: object, room: str, since: str | None, on_gap: object) -> str:
         self.calls.append(("join", connection, room))
         return "joined"
 
