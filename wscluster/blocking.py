@@ -86,14 +86,14 @@ class BlockingCommands:
             try:
                 self._connection = open_blocking(self._url, min(CONNECT_SECONDS, left))
                 continue
-            except (RedisError, OSError) as exc:
+            except (RedisError, OSError, ValueError) as exc:  # ValueError: a host that is no name
                 reason = str(exc) or "no answer"
             time.sleep(max(0.0, min(backoff(failures), deadline - time.monotonic())))
             failures += 1
             if self._find_url is not None:
                 try:
                     self._url = self._find_url()
-                except WsclusterError as exc:
+                except (WsclusterError, ValueError) as exc:
                     reason = str(exc)
 
     def _drop(self) -> None:

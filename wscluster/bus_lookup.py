@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from wscluster import config, context
 from wscluster.broker import make_connection
-from wscluster.control_client import ask, find
+from wscluster.control_client import ControlError, ask, find
 from wscluster.errors import BusUnavailable
 from wscluster.urls import find_url_fault, hide_password
 
@@ -68,18 +68,21 @@ class BusLookup:
                 _check_url("REDIS_URL", url)
         if url is not None:
             return self._facts(url, config.Bus())
-        told = ask(find(control_socket, self.pid, self.port), "bus")
-        if told["url"] is None:
-            raise BusUnavailable(f"the bus is unavailable: {told['reason']}")
-        return self._facts(
-            told["url"],
-            config.Bus(
+        path = find(control_socket, self.pid, self.port)
+        told = ask(path, "bus")
+        try:
+            url, reason = told["url"], told["reason"]
+            bus = config.Bus(
                 redis_prefix=told["prefix"],
                 bus_timeout=told["bus_timeout"],
                 room_log=told["room_log"],
                 room_log_ttl=told["room_log_ttl"],
-            ),
-        )
+            )
+        except (TypeError, KeyError) as exc:
+            raise ControlError(f"what answers at {path} is no primary of this version of wscluster") from exc
+        if url is None:
+            raise BusUnavailable(f"the bus is unavailable: {reason}")
+        return self._facts(url, bus)
 
     def _facts(self, url: str, otherwise: config.Bus) -> BusFacts:
         return BusFacts(

@@ -98,7 +98,9 @@ class Commands:
             failures += 1  # until it has answered
             try:
                 connection, transport = await self._connect()
-            except (RedisError, OSError) as exc:
+            except Exception as exc:
+                if not isinstance(exc, (RedisError, OSError, ValueError)):  # ValueError: a host that is no name
+                    logger.exception("the connection to the bus cannot be opened")
                 self._last_error = str(exc) or "no answer"
                 continue
             try:
@@ -122,7 +124,7 @@ class Commands:
             return
         try:
             self._url = await self._find_url()
-        except WsclusterError as exc:
+        except (WsclusterError, ValueError) as exc:
             self._last_error = str(exc)
 
     async def _connect(self) -> Opened:

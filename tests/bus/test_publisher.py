@@ -362,6 +362,35 @@ def test_processes_that_are_forked_while_a_thread_publishes_each_use_their_own_c
     )
 
 
+@BOTH
+def test_a_host_that_is_no_name_is_told_at_the_deadline(publish: Callable[..., Any]) -> None:
+    async def main() -> None:
+        with pytest.raises(BusUnavailable, match=r"not sent within 0.3 s: .*label"):
+            await publish("redis://a..b", "x", bus_timeout=0.3)
+
+    run(main())
+
+
+@pytest.mark.parametrize("answer", [b'{"ok": true, "result": {}}\n', b'{"ok": true, "result": null}\n', b"[]\n", b""])
+def test_what_answers_but_is_no_primary_is_told(tmp_path: Path, answer: bytes) -> None:
+    path = tmp_path / "x.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+
+        def serve() -> None:
+            caller, _ = sock.accept()
+            with caller:
+                caller.recv(100)
+                caller.sendall(answer)
+
+        with ThreadPoolExecutor(1) as threads:
+            served = threads.submit(serve)
+            with pytest.raises(WsclusterError, match=r"no primary of|without an answer"):
+                SyncPublisher(control_socket=str(path)).publish("room", "x")
+            served.result()
+
+
 @contextlib.contextmanager
 def silent_server() -> Iterator[str]:
     """Accepts and never answers."""
