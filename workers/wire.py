@@ -18,7 +18,7 @@ from websockets.frames import PING, PONG, Frame
 from websockets.http11 import Request
 from websockets.protocol import CLOSING, CONNECTING
 
-from wscluster.workers.frames import BINARY, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
+from wscluster.workers.frames import BINARY, MASKED, RSV1, TEXT, apply_mask, measure_frame, refused_at_once
 from wscluster.workers.inbox import Inbox
 from wscluster.workers.outbound import WRITE_HIGH_BYTES
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HEAD_END = b"\r\n\r\n"
 FREE_BYTES = 128
-"""A first frame up to this size is read whatever a turn has cost already: it cannot cost much, even inflated."""
+"""A first frame up to this size that is not compressed is read whatever a turn has cost already: it cannot cost much."""
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -100,7 +100,7 @@ class Wire(Inbox):
                 self._partial, self._need = data[at:], stop - at
                 break
             # Everything else is for the parser: one whole frame, or all there is of one that it refuses.
-            if (at or stop > FREE_BYTES) and self.server.turns.is_over():
+            if (at or first & RSV1 or stop > FREE_BYTES) and self.server.turns.is_over():
                 self._partial, self._need = data[at:], 0
                 self._wait_for_turn()
                 break

@@ -24,6 +24,9 @@ async def by_path(ws: Connection) -> None:
     elif kind == "who":
         async for message in ws:
             await ws.send(f"{ws.request.path} {message!r}")
+    elif kind == "drop":
+        async for _ in ws:
+            pass
     elif kind == "stall":
         async for message in ws:
             time.sleep(float(message))  # noqa: ASYNC251

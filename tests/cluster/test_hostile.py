@@ -237,10 +237,15 @@ def test_100_clients_with_4001_unfinished_fragments_cost_little_and_end_at_their
     run(main())
 
 
-def test_200_bombs_at_once_are_refused_with_1009_and_delay_nobody() -> None:
+def compressed(size: int) -> bytes:
+    """Return a frame of ``size`` zero bytes, compressed a thousand times."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
-    body = (deflate.compress(bytes(64 * MIB)) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
-    bomb = b"\xc2\xff" + struct.pack("!Q", len(body)) + MASK + body
+    body = (deflate.compress(bytes(size)) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    return b"\xc2\xff" + struct.pack("!Q", len(body)) + MASK + body
+
+
+def test_200_bombs_at_once_are_refused_with_1009_and_delay_nobody() -> None:
+    bomb = compressed(64 * MIB)
 
     async def main() -> None:
         async with attacked() as (cluster, them):
@@ -258,6 +263,26 @@ def test_200_bombs_at_once_are_refused_with_1009_and_delay_nobody() -> None:
                 await bearable(them, attack)
             print(f"RSS + {usage.growth() / MIB:.1f} MiB")
             assert usage.growth() <= 100 * MIB
+
+    run(main())
+
+
+def test_small_frames_that_inflate_a_thousand_times_and_are_good_messages_delay_nobody() -> None:
+    good = compressed(230_000)
+
+    async def main() -> None:
+        assert len(good) < 256
+        async with attacked() as (cluster, them):
+
+            async def attack() -> AsyncGenerator[None, None]:
+                async with attackers(cluster, 200, DEFLATE, path="/drop") as raws:
+                    yield
+                    for _ in range(5):
+                        for raw in raws:
+                            raw.writer.write(good)
+                        await asyncio.sleep(0.3)
+
+            await bearable(them, attack)
 
     run(main())
 
