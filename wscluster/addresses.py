@@ -56,13 +56,11 @@ def parse_address(text: str) -> Address:
 
 def show_address(address: Address) -> str:
     """Return the text of ``address``, as `parse_address` reads it."""
-    match address:
-        case Tcp(host, port):
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        case UnixPath(path):
-            return f"unix:{path}"
-        case Inherited(fd):
-            return f"fd:{fd}"
+    if isinstance(address, UnixPath):
+        return f"unix:{address.path}"
+    if isinstance(address, Inherited):
+        return f"fd:{address.fd}"
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
 def listen_addresses(listen: Listen) -> tuple[Address, ...]:

@@ -38,8 +38,7 @@ def parse_config_file(text: str, name: str) -> Found | None:
         return None
     values: Any = _descend(document, table)
     if not isinstance(values, dict):
-        line = _find_line(text, ("tool",), "wscluster")
-        return {}, [f"{_at(name, line)}: tool.wscluster {values!r}: a table is wanted"]
+        return {}, [f"{name}:{_find_lines(text, ('tool',))['wscluster']}: tool.wscluster {values!r}: a table is wanted"]
     return _read_table(text, name, table, values)
 
 
@@ -47,8 +46,9 @@ def _read_table(text: str, name: str, table: tuple[str, ...], values: Mapping[st
     known = {*option_fields(), "target"}
     found: dict[str, Given] = {}
     problems = []
+    lines = _find_lines(text, table)
     for key, value in values.items():
-        place = _at(name, _find_line(text, table, key))
+        place = f"{name}:{lines[key]}"
         field = key.replace("-", "_")
         if field not in known:
             problems.append(f"{place}: there is no option {key!r}{_hint(key, field, known, value)}")
@@ -68,10 +68,6 @@ def _hint(key: str, field: str, known: set[str], value: object) -> str:
     return f"; did you mean {close[0].replace('_', '-') if '-' in key else close[0]}?"
 
 
-def _at(name: str, line: int | None) -> str:
-    return name if line is None else f"{name}:{line}"
-
-
 def _describe_syntax_fault(fault: str, name: str) -> str:
     match = re.search(r" \(at line (\d+), column (\d+)\)", fault)
     if match is None:
@@ -79,40 +75,39 @@ def _describe_syntax_fault(fault: str, name: str) -> str:
     return f"{name}:{match[1]}: this is not TOML: {fault[: match.start()]} (column {match[2]})"
 
 
-def _find_line(text: str, table: tuple[str, ...], key: str) -> int | None:
-    """Return the number of the line where ``key`` of ``table`` is set, from 1 on; None where it is written in a way
-    that only a parser finds.
+def _find_lines(text: str, table: tuple[str, ...]) -> dict[str, int]:
+    """Return, for each key of ``table``, the number of the line where it is first set, from 1 on.
 
-    A line that looks like it is the one when what stands before it is a document without the key, and the least that
-    is one with it reaches up to it.
+    No statement of TOML is the beginning of another, so the lines that make a document of their own are a statement.
     """
-    lines = re.split(r"(?<=\n)", text)
-    looks = re.compile(rf"(^|[\s.,{{\"'\[]){re.escape(key)}[\"'\]]*\s*[.=\]]|^\s*\[.*{re.escape(key)}")
-    for number, line in enumerate(lines):
-        if not looks.search(line):
-            continue
-        before = _parse("".join(lines[:number]))
-        if before is None or _has(before, table, key):
-            continue
-        for end in range(number + 1, len(lines) + 1):
-            after = _parse("".join(lines[:end]))
-            if after is not None:
-                if _has(after, table, key):
-                    return number + 1
-                break
-    return None
+    found: dict[str, int] = {}
+    within: tuple[str, ...] = ()
+    begun, waiting = 1, ""
+    for number, line in enumerate(re.split(r"(?<=\n)", text), 1):
+        waiting += line
+        try:
+            statement: Any = tomllib.loads(waiting)
+        except ValueError:
+            continue  # a string or a list goes on
+        if waiting.lstrip().startswith("["):
+            within = _path_of(statement)
+        else:
+            for step in reversed(within):
+                statement = {step: statement}
+        values = _descend(statement, table)
+        for key in values if isinstance(values, dict) else ():
+            found.setdefault(key, begun)
+        begun, waiting = number + 1, ""
+    return found
 
 
-def _parse(text: str) -> dict[str, Any] | None:
-    try:
-        return tomllib.loads(text)
-    except ValueError:
-        return None
-
-
-def _has(document: Mapping[str, Any], table: tuple[str, ...], key: str) -> bool:
-    values = _descend(document, table)
-    return isinstance(values, dict) and key in values
+def _path_of(header: Any) -> tuple[str, ...]:
+    """Return the path of ``[a.b]`` or ``[[a.b]]``, which a document of nothing else holds."""
+    path = []
+    while isinstance(header, dict) and header:
+        ((step, header),) = header.items()
+        path.append(step)
+    return tuple(path)
 
 
 def _descend(document: Any, table: tuple[str, ...]) -> Any:

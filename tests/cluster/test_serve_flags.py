@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from tests.cluster.process_support import close_code, connect_to_slot, environment
 from tests.cluster.room_support import Valkey
@@ -47,6 +49,9 @@ VALUES = {
     "ws_message_timeout": "7",
     "ws_per_message_deflate": "false",
     "max_send_queue": "2097152",
+    "limit_connections": "50",
+    "limit_connections_per_ip": "40",
+    "limit_connect_rate_per_ip": "1000",
     "log_level": "debug",
     "proxy_allow_from": "10.0.0.0/8,::1/128",
     "subprotocols": "chat,other",
@@ -125,7 +130,8 @@ def test_every_flag_is_taken_from_the_command_line_and_from_the_environment(tmp_
             assert (host, ready["port"]) == ("127.0.0.2", int(port))
             slots = []
             for _ in range(6):
-                async with _client(host, int(port)) as ws:
+                async with _client(host, int(port), Subprotocol("chat")) as ws:
+                    assert ws.subprotocol == "chat"
                     slot, extensions = json.loads(await ws.recv())
                     slots.append(slot)
                     assert extensions == 0
@@ -150,10 +156,8 @@ def _arguments(name: str, value: str) -> list[str]:
     return [flag_of(name), value]
 
 
-def _client(host: str, port: int) -> Any:
-    from websockets.asyncio.client import connect
-
-    return connect(f"ws://{host}:{port}", proxy=None)
+def _client(host: str, port: int, *subprotocols: Subprotocol) -> Any:
+    return connect(f"ws://{host}:{port}", proxy=None, subprotocols=subprotocols or None)
 
 
 def _status(control: Path) -> Any:

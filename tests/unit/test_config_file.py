@@ -59,8 +59,13 @@ def test_every_way_to_write_the_table(text: str, line: int) -> None:
     assert values["port"] == (1, f"pyproject.toml:{line}: port")
 
 
-def test_a_key_that_only_a_parser_finds_has_no_line() -> None:
-    assert parse('"p\\u006frt" = 1\n') == ({"port": (1, "wscluster.toml: port")}, [])
+def test_a_key_is_found_however_it_is_written() -> None:
+    assert parse('\n"p\\u006frt" = 1\n') == ({"port": (1, "wscluster.toml:2: port")}, [])
+
+
+def test_a_large_file_is_read_in_no_time() -> None:
+    text = "".join(f"[table{number}]\nport = {number}\n" for number in range(5000)) + "[tool.wscluster]\nport = 1\n"
+    assert parse(text, "pyproject.toml") == ({"port": (1, "pyproject.toml:10002: port")}, [])
 
 
 @pytest.mark.parametrize("text", ["", "[tool.other]\nport = 1\n", "[project]\nname = 'x'\n", "tool = 3\n"])

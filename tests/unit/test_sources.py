@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wscluster.addresses import Inherited, Tcp, UnixPath, parse_address
+from wscluster.addresses import Address, Inherited, Tcp, UnixPath, parse_address, show_address
 from wscluster.config import Config, ConfigError, Listen, flag_of, option_fields
-from wscluster.options import is_list, parse_value, take_value
+from wscluster.options import is_list, parse_value, show_value, take_value
 from wscluster.sources import Given, Sources, argument_values, find_given, flag_values, resolve
 
 TARGET = "handlers:chat"
@@ -163,6 +163,28 @@ def test_lists_are_known() -> None:
     assert {name for name, (_, item) in option_fields().items() if is_list(item)} >= {"bind", "subprotocols"}
 
 
+def test_a_target_that_may_stand_in_a_file_that_cannot_be_read_is_not_missed() -> None:
+    assert faults(Sources(problems=("f.toml:1: this is not TOML",))) == ["f.toml:1: this is not TOML"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "true"), (("a", "b"), "a,b"), (2.0, "2"), (0.001, "0.001"), (7, "7"), ("x", "x")]
+)
+def test_a_value_as_a_person_would_write_it(value: object, text: str) -> None:
+    assert show_value(value) == text
+
+
+def test_what_is_not_built_is_refused_as_such() -> None:
+    (told,) = faults(Sources(TARGET, flag_values({"interface": ("asgi",)})))
+    assert told == "--interface 'asgi': this version has no asgi; one of auto, handler is wanted"
+
+
+@pytest.mark.parametrize("name", ["proxy_allow_from", "forwarded_allow_ips"])
+def test_a_network_that_is_none_names_where_it_stands(name: str) -> None:
+    (told,) = faults(Sources(TARGET, file={name: in_file(name, ["10.0.0.0/8", "10.0.0.1/33"])}))
+    assert told.startswith(f"f.toml:1: {name} '10.0.0.1/33': ")
+
+
 # Where to listen
 
 
@@ -214,8 +236,9 @@ def test_two_ways_to_listen_in_one_source_and_addresses_that_are_none(
         ("fd:3", Inherited(3)),
     ],
 )  # fmt: skip
-def test_an_address(text: str, address: object) -> None:
+def test_an_address(text: str, address: Address) -> None:
     assert parse_address(text) == address
+    assert parse_address(show_address(address)) == address
 
 
 @pytest.mark.parametrize(
