@@ -233,10 +233,20 @@ def test_what_architecture_names_exists() -> None:
     assert not [name for name in capitals if name not in constants and not hasattr(socket, name)]
 
 
-def test_every_hazard_names_tests_that_exist() -> None:
-    rows = [line for line in (ROOT / "docs/hazards.md").read_text().splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if not row.startswith("| hazard |")]
-    assert len(rows) > 30
+@pytest.mark.parametrize(
+    ("document", "headings", "least"),
+    [
+        ("docs/hazards.md", ("| hazard |",), 30),
+        ("docs/compatibility.md", ("| difference |",), 15),
+    ],
+)
+def test_every_hazard_and_every_difference_names_tests_that_exist(
+    document: str, headings: tuple[str, ...], least: int
+) -> None:
+    text = (ROOT / document).read_text()
+    text = text[min(text.index(heading) for heading in headings) :]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(headings)]
+    assert len(rows) > least
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
         assert named, f"no test holds this: {row}"
@@ -245,7 +255,8 @@ def test_every_hazard_names_tests_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/bus.md", "docs/hazards.md"]
+    "document",
+    ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/bus.md", "docs/hazards.md", "docs/compatibility.md"],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document

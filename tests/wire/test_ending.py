@@ -232,3 +232,24 @@ def test_a_handler_that_swallows_its_cancellation_holds_the_drain_no_longer_than
     with caplog.at_level(logging.WARNING):
         run(main())
     assert "1 handlers did not end within 0.1 s: cancelled" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["server", "client"])
+def test_after_both_close_frames_nobody_waits_for_the_client(first: str) -> None:
+    async def main() -> None:
+        closed = asyncio.Event()
+
+        async def handler(ws: Connection) -> None:
+            await (ws.close() if first == "server" else ws.wait_closed())
+            closed.set()
+
+        async with ours(handler) as served, upgraded(served.port) as (reader, writer):
+            if first == "client":
+                writer.write(frame(CLOSE, b"\x03\xe8"))
+            assert await read_frame(reader) == b"\x88\x02\x03\xe8"
+            if first == "server":
+                writer.write(frame(CLOSE, b"\x03\xe8"))
+            await closed.wait()
+            assert await reader.read() == b""
+
+    run(main())

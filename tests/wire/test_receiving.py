@@ -335,3 +335,33 @@ def test_a_stream_that_is_closed_by_another_task_never_skips_a_fragment() -> Non
         assert len(got) == 6
 
     run(main())
+
+
+def test_an_unfinished_message_that_nobody_receives_stops_no_ping() -> None:
+    async def main() -> None:
+        async def handler(ws: Connection) -> None:
+            await ws.wait_closed()
+
+        async with ours(handler, ws_max_queue=2) as served, upgraded(served.port) as (reader, writer):
+            writer.write(frame(BINARY, b"x", fin=False) + frame(CONT, b"x", fin=False) * 60 + frame(PING, b"seen?"))
+            assert await reader.readexactly(7) == b"\x8a\x05seen?"
+
+    run(main())
+
+
+def test_a_stream_may_take_as_long_as_it_likes() -> None:
+    async def main() -> None:
+        async def handler(ws: Connection) -> None:
+            stream = aiter(ws.recv_streaming(decode=False))
+            await anext(stream)
+            assert len(served.server.message_deadlines) == 0
+            await ws.send(b"".join([chunk async for chunk in stream]))
+            assert len(served.server.message_deadlines) == 0
+
+        async with ours(handler, ws_message_timeout=0.05) as served, upgraded(served.port) as (reader, writer):
+            writer.write(frame(BINARY, b"a", fin=False))
+            await asyncio.sleep(0.2)
+            writer.write(frame(CONT, b"b"))
+            assert await reader.readexactly(3) == b"\x82\x01b"
+
+    run(main())
