@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HEAD_END = b"\r\n\r\n"
 FREE_BYTES = 128
-"""A first frame up to this size that is not compressed is read whatever a turn has cost already: it cannot cost much."""
+"""A first frame up to this size that is not compressed is read whatever a turn has cost already: it costs little."""
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 

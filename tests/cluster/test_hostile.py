@@ -1,7 +1,7 @@
 """Attacks on a real cluster, each with its bar, while 100 healthy clients of the same workers are measured.
 
 `tests.cluster.crowd` says what is judged: a healthy client's median round trip at most doubles against a calm second
-just before, or stays below 10 ms, and its 99th percentile stays at 100 ms or less. Beside that each
+just before, or stays below 20 ms, and its 99th percentile stays at 100 ms or less. Beside that each
 test has a bar of its own: memory, CPU, close codes, the processes' ids.
 """
 

@@ -120,6 +120,27 @@ def test_a_message_that_waits_for_our_handler_is_not_held_against_its_client() -
     run(main())
 
 
+def test_a_message_that_is_taken_by_its_fragments_may_be_as_slow_as_its_handler_lets_it() -> None:
+    async def main() -> None:
+        heard: list[str] = []
+
+        async def stream(ws: Any) -> None:
+            async for fragment in ws.recv_streaming():
+                heard.append(fragment)
+            await ws.send("whole")
+
+        async with ours(stream, ws_message_timeout=TIMEOUT) as served, upgraded(served.port) as (reader, writer):
+            writer.write(frame(TEXT, b"one", fin=False))
+            await until(lambda: heard == ["one"])
+            assert len(served.server.message_deadlines) == 0
+            await asyncio.sleep(TIMEOUT * 2)
+            writer.write(frame(CONT, b"two"))
+            assert await read_frame(reader) == b"\x81\x05whole"
+            assert heard == ["one", "two"]
+
+    run(main())
+
+
 def test_a_timeout_of_0_waits_for_ever_and_a_whole_message_has_none() -> None:
     async def main() -> None:
         for timeout in (0.0, 60.0):
