@@ -1,11 +1,16 @@
 """Limits on new connections, in real clusters: what the client over a limit gets, and who makes room again."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import ssl
+from pathlib import Path
 
 import pytest
+import trustme
 
+from tests.certificate_support import write_server
 from tests.cluster.raw import CLOSE, Raw, ask, handshake
 from tests.support import run
 from wscluster.testing import Cluster
@@ -101,6 +106,34 @@ def test_no_place_is_lost(kill: bool) -> None:
                 (await reopened(cluster)).reset()
 
     run(main(), timeout=120)
+
+
+def test_tls_that_never_begins_makes_room_again(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate, key = write_server(tmp_path, authority)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    async def main() -> None:
+        async with Cluster(ECHO, workers=1, limit_connections=5, ssl_certfile=certificate, ssl_keyfile=key) as cluster:
+            silent = [await Raw.connect(cluster.port) for _ in range(5)]
+            await cluster.wait_status(lambda status: status["totals"]["adopted"] == 5)
+            # Where TLS is spoken nobody could read a 503.
+            assert await ask(cluster.port, b"") == ("", b"")
+            for raw in silent:
+                raw.writer.write(handshake())  # no TLS
+                await raw.rest()
+                await raw.close()
+            async with asyncio.timeout(20):
+                while True:
+                    with contextlib.suppress(OSError):
+                        raw = Raw(*await asyncio.open_connection("127.0.0.1", cluster.port, ssl=trust))
+                        break
+            raw.writer.write(handshake())
+            assert " 101 " in await raw.head()
+            await raw.close()
+
+    run(main())
 
 
 def test_an_address_that_begins_too_many_a_second_waits() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+import trustme
 
+from tests.certificate_support import write_server
 from tests.cluster.raw import Raw, ask, frame, handshake, slots_of
 from tests.support import open_fds, run
 from wscluster.gateway.peek import MAX_PEEKING
@@ -207,6 +211,25 @@ def test_a_health_check_that_ends_at_once_is_no_fault() -> None:
             async with served(cluster, BLOCK + handshake()) as told:
                 assert told["client"] == ["192.0.2.7", 40000]
             assert not [line for line in cluster.output if "WARNING" in line or "ERROR" in line]
+
+    run(main())
+
+
+def test_tls_begins_behind_the_header(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate, key = write_server(tmp_path, authority)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    async def main() -> None:
+        async with proxied(proxy_protocol="v2", ssl_certfile=certificate, ssl_keyfile=key) as cluster:
+            sock = socket.create_connection(("127.0.0.1", cluster.port))
+            sock.sendall(BLOCK)
+            raw = Raw(*await asyncio.open_connection(sock=sock, ssl=trust, server_hostname="localhost"))
+            raw.writer.write(handshake())
+            assert " 101 " in await raw.head()
+            assert json.loads(await raw.message())["client"] == ["192.0.2.7", 40000]
+            await raw.close()
 
     run(main())
 
