@@ -54,7 +54,10 @@ def parse_value(item: Any, text: str) -> Any:
     """
     kind = _kind(item)
     if is_list(item):
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:  # a shell variable that is not set: an allow-list must not be off because of it
+            raise ValueError("at least one is wanted")
+        return parts
     if kind == "str":
         return _check_choice(item, text)
     if kind == "bool":

@@ -392,3 +392,9 @@ def test_a_url_that_cannot_be_read_is_a_fault_that_shows_nothing_of_it(url: str)
 )
 def test_a_url_that_can_be_read_has_no_fault(url: str) -> None:
     assert find_url_fault(url) is None
+
+
+@pytest.mark.parametrize("name", ["allowed_origins", "subprotocols", "forwarded_allow_ips", "proxy_allow_from"])
+@pytest.mark.parametrize("text", ["", " ", ",", " , "])
+def test_an_empty_list_is_a_fault_and_never_turns_a_check_off(name: str, text: str) -> None:
+    assert faults({name: text}) == [f"{flag_of(name)} {text!r}: at least one is wanted"]
