@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -20,6 +21,10 @@ _folder = tempfile.mkdtemp(prefix="wst-")
 os.chmod(_folder, 0o711)  # tests of other users pass through
 os.environ["TMPDIR"] = tempfile.tempdir = _folder
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+
+# How long one example takes says how busy the machine is.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # libuv opens a pipe for the whole process with its first loop, and never closes it.
 new_event_loop().close()

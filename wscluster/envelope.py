@@ -60,7 +60,7 @@ return id
 """
 
 _POSITION = re.compile(rb"([0-9]{1,20})-([0-9]{1,20})")
-_MAX_NUMBER = 2**64 - 1
+_MAX_NUMBER = 2**64 - 2  # the server has 64 bits for each, and cannot look for what is beyond the largest
 MAX_POSITION_CHARS = 64
 
 
@@ -151,7 +151,7 @@ def parse_position(data: bytes) -> Position | None:
     if match is None:
         return None
     position = Position(int(match[1]), int(match[2]))
-    # What is shorter cannot hold a number of more than the 64 bits that the server has for each.
+    # What is shorter cannot hold so large a number.
     if len(data) > 20 and max(position.epoch, position.seq) > _MAX_NUMBER:
         return None
     return position

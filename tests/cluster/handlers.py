@@ -45,9 +45,19 @@ async def _do(ws: Connection, do: str, room: str, **how: Any) -> Any:
         case "join in haste":
             for number in range(how["count"]):
                 # From at once to a few times what a join takes.
+                name = room if "since" in how else f"{room} {number}"
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ws.join(f"{room} {number}"), number % 100 * 2e-5)
-                await ws.leave(f"{room} {number}")
+                    await asyncio.wait_for(ws.join(name, since=how.get("since")), number % 100 * 2e-5)
+                await ws.leave(name)
+        case "join at once":
+            all_joined = await asyncio.gather(*(ws.join(room, since=how["since"]) for _ in range(how["count"])))
+            return [dataclasses.asdict(each) for each in all_joined]
+        case "join amid fragments":
+            speaking = asyncio.create_task(ws.send(_fragments(ws, how["speak_in"])))
+            await asyncio.sleep(0)
+            joined = await ws.join(room, since=how["since"])
+            await speaking
+            return dataclasses.asdict(joined)
         case "leave":
             await ws.leave(room)
         case "publish":
@@ -77,7 +87,7 @@ def _message(text: str | None = None, hex: str | None = None, size: int = 0, wro
 
 async def _fragments(ws: Connection, room: str) -> AsyncIterator[str]:
     """Say half a message, let the room say something, and only when that has come say the other half."""
-    before = ws.positions
+    before = ws.positions[room]
     yield "one "
     async with asyncio.timeout(10), wscluster.subscribe(room) as messages:
         position = await ws.publish(room, "between")
@@ -85,5 +95,5 @@ async def _fragments(ws: Connection, room: str) -> AsyncIterator[str]:
             if isinstance(message, wscluster.Message) and message.position == position:
                 break
     # It is held until this message is whole, so it does not count yet.
-    assert ws.positions == before
+    assert ws.positions[room] == before
     yield "whole"
