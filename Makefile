@@ -6,12 +6,13 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help chat test lint bench clean
+.PHONY: help chat test lint coverage bench clean
 
 help:
 	@echo 'make chat    serve the example chat on every core (make chat PORT=9000)'
 	@echo 'make test    run every test'
 	@echo 'make lint    ruff, mypy, import-linter'
+	@echo 'make coverage every branch of the pure modules is taken by the unit tests'
 	@echo 'make bench   measure against plain websockets (takes minutes)'
 	@echo 'make clean   remove the virtual environment and every cache'
 
@@ -27,6 +28,10 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+coverage: .venv/.installed-dev
+	$(BIN)/coverage run -m pytest -q tests/unit
+	$(BIN)/coverage report
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -212,10 +212,12 @@ class Fleet:
                 case State.STARTING:
                     late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
                     worker.boot_error = late
+                    # It has had its time: the others are not kept waiting while it is tried again.
+                    self.slots[worker.slot].settled = True
                     self._kill(worker, late, commands)
                 case State.READY:
                     self._kill(worker, f"no beat for {self.beat_timeout:g} s: its event loop is stuck", commands)
-                case State.DRAINING:
+                case _:  # draining: the others have no deadline
                     self._kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
 
     def _kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
@@ -255,8 +257,6 @@ class Fleet:
 
     def _finish(self, exit_code: int, commands: list[Command]) -> None:
         """End with ``exit_code`` as soon as every worker is gone."""
-        if self.exit_code is not None:
-            return
         self.exit_code = exit_code
         self._stop_listening(commands)
         for worker in self.workers.values():

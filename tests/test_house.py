@@ -171,6 +171,11 @@ def test_pure_modules_import_pure_modules_only() -> None:
             assert not strange, f"{name_of(path)} imports {strange}"
 
 
+def test_the_coverage_of_every_pure_module_is_held() -> None:
+    held = {module_of(ROOT / name) for name in PYPROJECT["tool"]["coverage"]["report"]["include"]}
+    assert held == pure_modules()
+
+
 def test_the_contracts_name_every_module_of_the_ground() -> None:
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     named = {name for contract in contracts for name in contract.get("source_modules", ())}

@@ -10,7 +10,7 @@ import struct
 
 try:
     from websockets.speedups import apply_mask as apply_mask
-except ImportError:  # a platform without the library's C extension
+except ImportError:  # pragma: no cover  (a platform without the library's C extension)
     from websockets.utils import apply_mask as apply_mask
 
 TEXT = 0x81

@@ -384,3 +384,13 @@ def test_an_event_of_a_worker_that_is_not_alive_raises() -> None:
 
 def test_every_transition_of_the_table_is_of_a_living_worker() -> None:
     assert {state for state, _ in TABLE} == set(State) - {State.EXITED}
+
+
+def test_a_slot_that_hangs_in_its_first_boot_keeps_the_others_waiting_once() -> None:
+    fleet = new_fleet(2)
+    fleet.handle(Ticked(), 0.0)
+    assert fleet.handle(BecameReady(1), 1.0) == [Route(0, 1)]
+    # The one that is ready beats: it has a deadline of its own.
+    fleet.handle(Beaten(1), STARTUP - 1)
+    assert fleet.handle(Ticked(), STARTUP) == [Kill(2, "not ready within 60 s"), Listen()]
+    assert not fleet.slots[1].failed
