@@ -43,6 +43,18 @@ def test_a_certificate_is_valid_from_its_first_to_its_last_second() -> None:
     assert early == "is not valid before 2026-01-01 00:00 UTC; is the clock right?"
 
 
+def test_a_certificate_of_version_1_says_no_version() -> None:
+    """RFC 5280, 4.1.2.1: the field is left out; authorities of the nineties are like that."""
+    times = element(0x17, b"960101000000Z") + element(0x18, b"20500131120000Z")
+    body = element(0x02, b"\x07") + element(0x30, b"") + element(0x30, b"") + element(0x30, times)
+    (found,) = read_validities(armour(element(0x30, element(0x30, body))))
+    assert found == Validity(datetime(1996, 1, 1, tzinfo=UTC), datetime(2050, 1, 31, 12, tzinfo=UTC))
+
+
+def element(tag: int, content: bytes) -> bytes:
+    return bytes((tag, len(content))) + content
+
+
 @given(st.binary(max_size=60))
 def test_damage_is_a_value_error_and_nothing_else(noise: bytes) -> None:
     whole = pem_body()

@@ -9,17 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wscluster.envelope import (
+    BEGIN_SCRIPT,
     MAX_LOGGED_BYTES,
     PUBLISH_SCRIPT,
     PUBLISH_SHA1,
     START,
     Envelope,
     Position,
+    begin_arguments,
     check_room,
     decode_message,
     encode_message,
     key_of,
     parse_position,
+    parse_since,
     publish_arguments,
     split_published,
 )
@@ -179,11 +182,36 @@ def test_positions_are_ordered_by_epoch_and_then_by_count(one: tuple[int, int], 
         b"a-b",
         "\u0661-\u0662".encode(),
         b"9" * 21 + b"-1",
+        b"18446744073709551615-1",  # the server cannot look for what comes after it
+        b"1-18446744073709551615",
     ],
 )
 def test_what_is_no_position_is_none(data: bytes) -> None:
     assert parse_position(data) is None
     assert split_published(data + b" x") is None
+
+
+@given(st.integers(0, 2**64 - 2), st.integers(0, 2**64 - 2))
+def test_a_position_that_an_application_gives_back_is_the_one_that_it_was_given(epoch: int, seq: int) -> None:
+    assert parse_since(str(Position(epoch, seq))) == Position(epoch, seq)
+
+
+@pytest.mark.parametrize(
+    ("since", "error", "reason"),
+    [
+        (None, TypeError, "a position is a str, not NoneType"),
+        (b"1-2", TypeError, "a position is a str, not bytes"),
+        ("1" * 65, ValueError, "at most 64 characters, not 65"),
+        ("", ValueError, "'' is no position"),
+        ("1-2 ", ValueError, "'1-2 ' is no position"),
+        ("\u0661-\u0662", ValueError, "is no position"),
+        ("\ud800", ValueError, "is no position"),
+        ("1-18446744073709551615", ValueError, "is no position"),
+    ],
+)
+def test_what_no_join_and_no_publish_gave_is_refused(since: object, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        parse_since(since)
 
 
 @given(st.binary() | st.from_regex(rb"[0-9]*-?[0-9]* ?.*", fullmatch=True))
@@ -202,6 +230,11 @@ def test_what_publishes_names_the_script_by_its_hash() -> None:
     assert hashlib.sha1(PUBLISH_SCRIPT.encode()).hexdigest() == PUBLISH_SHA1
     assert re.fullmatch("[0-9a-f]{40}", PUBLISH_SHA1)
     assert publish_arguments(b"k", b"e", 100, 60.0) == ("EVALSHA", PUBLISH_SHA1, 1, b"k", b"e", 100, 60_000, "1")
+
+
+@pytest.mark.parametrize(("ttl", "milliseconds"), [(60.0, 60_000), (1.5, 1500), (0.0001, 1)])
+def test_a_log_that_is_begun_lives_as_long_as_one_with_messages(ttl: float, milliseconds: int) -> None:
+    assert begin_arguments(b"k", ttl) == ("EVAL", BEGIN_SCRIPT, 1, b"k", milliseconds)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_what_is_held_is_bounded_and_the_next_reading_begins_anew(size: int) -> 
         assert not lineup.spilled
         lineup.hold(live(seq, size=size))
     assert lineup.spilled
+    lineup.hold(live(8))
     assert not lineup.has(at(4))
+    assert not lineup.has(at(8))
     assert positions(lineup.follow(log(4, 5), whole=True)) == ["7-4", "7-5"]
     lineup.last = at(5)
     lineup.begin_reading()

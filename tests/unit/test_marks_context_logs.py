@@ -29,7 +29,13 @@ def worker() -> Iterator[SimpleNamespace]:
         published.append((room, message))
         return "7-0"
 
-    fake = SimpleNamespace(this_worker=SimpleNamespace(slot=3), publish=publish, published=published)
+    fake = SimpleNamespace(
+        this_worker=SimpleNamespace(slot=3),
+        control_socket="/run/7.sock",
+        publish=publish,
+        published=published,
+        subscribe=lambda rooms, max_queue: (rooms, max_queue),
+    )
     context.enter(cast("WorkerContext", fake))
     yield fake
     context.enter(None)
@@ -63,6 +69,12 @@ def test_outside_a_worker_nothing_is_published() -> None:
         asyncio.run(wscluster.publish("room", "text"))
 
 
+def test_outside_a_worker_no_room_is_heard_and_no_primary_is_known() -> None:
+    with pytest.raises(NotInWorker, match=r"wscluster\.subscribe"):
+        wscluster.subscribe("room")
+    assert context.control_socket() is None
+
+
 def test_outside_a_worker_there_is_no_this_worker() -> None:
     with pytest.raises(NotInWorker, match=r"wscluster\.this_worker"):
         wscluster.this_worker  # noqa: B018
@@ -72,6 +84,9 @@ def test_inside_a_worker_the_public_functions_reach_it(worker: SimpleNamespace) 
     assert wscluster.this_worker is worker.this_worker
     assert asyncio.run(wscluster.publish("room", b"bytes")) == "7-0"
     assert worker.published == [("room", b"bytes")]
+    heard: object = wscluster.subscribe("lobby", "news", max_queue=5)
+    assert heard == (("lobby", "news"), 5)
+    assert context.control_socket() == "/run/7.sock"
 
 
 @pytest.mark.parametrize("name", [name for name in wscluster.__all__ if name != "this_worker"])
