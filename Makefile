@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help chat test lint coverage bench clean
+.PHONY: help chat test lint coverage bench conformance clean
 
 help:
 	@echo 'make chat    serve the example chat on every core (make chat PORT=9000)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint    ruff, mypy, import-linter'
 	@echo 'make coverage every branch of the pure modules is taken by the unit tests'
 	@echo 'make bench   measure against plain websockets (takes minutes)'
+	@echo 'make conformance  run every case of the Autobahn|Testsuite (takes minutes, needs Python 2.7)'
 	@echo 'make clean   remove the virtual environment and every cache'
 
 chat: .venv/.installed
@@ -36,8 +37,11 @@ coverage: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks
 
+conformance: .venv/.installed-dev
+	$(BIN)/python -m tests.conformance $(CASES)
+
 clean:
-	rm -rf .venv build dist wscluster.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .conformance build dist wscluster.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.made:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 
 MAX_FRAGMENTS = 4096
-"""Fragments of one message, as in `websockets`; more close the connection with 1009."""
+"""Fragments of one message, as in `websockets`; more close the connection with 1009. The variable
+``WEBSOCKETS_MAX_FRAGMENTS`` gives another bound, as it does there."""
 MIN_GROWTH_BYTES = 1024
 """An unfinished message that has grown by less in ``--ws-message-timeout`` is given up, and its connection closed."""
 

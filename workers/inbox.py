@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     Received = tuple[bool, bytes] | tuple[bool, bytes, array[int]]
     """A whole message: whether it is text, its payload, and where each fragment ends if it came in several."""
 
+# The library's own variable: a handler that needs more there needs more here.
+_MAX_FRAGMENTS = int(os.environ.get("WEBSOCKETS_MAX_FRAGMENTS", MAX_FRAGMENTS))
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -187,7 +190,7 @@ class Inbox(Closing):
                 if frame.fin:
                     self._forget_fragments()
                     self._keep((fragments.is_text, fragments.whole(), fragments.ends))
-                elif len(fragments) >= MAX_FRAGMENTS:
+                elif len(fragments) >= _MAX_FRAGMENTS:
                     self._forget_fragments()
                     self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
             elif self._streaming:
