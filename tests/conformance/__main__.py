@@ -1,4 +1,4 @@
-"""``python -m tests.conformance [CASES...]``: every case, ours beside the library's; exit code 1 where ours is worse."""
+"""``python -m tests.conformance [CASES...]``: all cases, ours beside the library's; exit code 1 where one is worse."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The library's own server with the echo handler, to compare with: prints its port, and serves until its input ends."""
+"""The echo handler on the library's own server, to compare with: prints its port, serves until its input ends."""
 
 import asyncio
 import sys

@@ -50,7 +50,7 @@ GOOD = Verdict("OK", "OK")
         (Verdict("OK", "WRONG CODE"), Verdict("FAILED", "OK"), True),
         (GOOD, Verdict("FAILED", "FAILED"), False),
         (Verdict("FAILED", "FAILED"), Verdict("FAILED", "FAILED"), False),
-        (Verdict("NON-STRICT", "OK"), GOOD, True),
+        (Verdict("NON-STRICT", "OK"), GOOD, False),
         (None, GOOD, True),
     ],
 )
