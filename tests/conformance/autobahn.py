@@ -27,7 +27,7 @@ MAX_SIZE = 64 * 1024 * 1024
 LIMITS = {"WEBSOCKETS_MAX_FRAGMENTS": "200000"}
 """And up to 65,536 fragments of one."""
 
-# NON-STRICT: the connection failed before an echo was out that was due before. In the same case one run says it, of either
+# NON-STRICT: the connection failed before an echo was out that was due before. One run says it of a case, for either
 # server, and the next one does not: it is chance. INFORMATIONAL: every behaviour is right.
 PASSED = frozenset({"OK", "NON-STRICT", "INFORMATIONAL"})
 
