@@ -293,6 +293,19 @@ def test_a_folder_of_control_sockets_that_is_a_link_is_refused(modules: Path, tm
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_a_folder_of_control_sockets_of_another_user_is_refused(modules: Path, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder away")
+    (tmp_path / "run").mkdir()
+    folder = tmp_path / "run" / "wscluster"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    done = cli("serve", "good:handler", "--port", "0", "--app-dir", str(modules), folder=tmp_path)
+    assert_lines(done, 3, f"{folder} belongs to another user")
+    assert_lines(cli("status", folder=tmp_path), 1, f"{folder} belongs to another user")
+    assert not list(folder.iterdir())
+
+
 def test_a_verb_does_not_read_a_folder_that_is_open_to_others(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     folder = tmp_path / "run" / "wscluster"

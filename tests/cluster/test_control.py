@@ -135,6 +135,24 @@ def test_the_socket_is_for_its_user_alone(tmp_path: Path, before: int | None) ->
     run(main())
 
 
+def test_without_a_runtime_folder_the_socket_is_in_a_folder_of_the_users_own_in_the_temporary_one(
+    tmp_path: Path,
+) -> None:
+    env = environment(tmp_path) | {"XDG_RUNTIME_DIR": "", "TMPDIR": str(tmp_path)}
+    folder = tmp_path / f"wscluster-{os.getuid()}"
+
+    async def main() -> None:
+        async with _default(tmp_path, env) as cluster:
+            assert _mode(folder) == 0o700
+            path = folder / f"{cluster.pid}.sock"
+            assert _mode(path) == 0o600
+            found = await asyncio.to_thread(cli, "status", "--json", folder=tmp_path, env=env)
+            assert json.loads(found.stdout)["primary"]["pid"] == cluster.pid
+        assert not path.exists()
+
+    run(main())
+
+
 class _default(Cluster):  # noqa: N801
     """A cluster whose control socket is where it is by default, below ``folder``."""
 

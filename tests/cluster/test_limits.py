@@ -84,6 +84,16 @@ def cpu_seconds(pid: int) -> float:
 # File descriptors
 
 
+def test_as_many_descriptors_are_taken_as_the_system_allows() -> None:
+    async def main() -> None:
+        command = ("prlimit", "--nofile=256:2048", *SERVE)
+        async with Cluster(WHO, workers=1, command=command) as cluster:
+            for pid in (cluster.pid, *cluster.worker_pids().values()):
+                assert fd_limit(pid) == ["2048", "2048"]
+
+    run(main())
+
+
 def test_a_primary_at_its_fd_limit_resets_what_comes_at_no_cost_and_recovers() -> None:
     async def main() -> None:
         async with Cluster(WHO, workers=2) as cluster:

@@ -149,12 +149,13 @@ def test_quit_ends_it_at_once() -> None:
     run(main())
 
 
-def test_hangup_is_no_stop() -> None:
+def test_signals_that_ask_for_what_is_not_built_are_said_to_be_ignored_and_stop_nothing() -> None:
     async def main() -> None:
         async with Cluster(SERVED, workers=1) as cluster:
             ws = await connect_to_slot(cluster, 0)
-            cluster.signal(signal.SIGHUP)
-            await cluster.wait_output("SIGHUP ignored")
+            for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU"):
+                cluster.signal(signal.Signals[name])
+                await cluster.wait_output(f"{name} ignored")
             await ws.send("pid")
             assert await ws.recv() == str(cluster.worker_pids()[0])
             await ws.close()

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.cluster.process_support import close_code, connect_to_slot, in_folder
 from tests.cluster.room_support import wait_until
 from tests.support import open_fds, run
 from wscluster.gateway.redis_server import remove_stale_folders
+from wscluster.gateway.spawner import Process
 from wscluster.testing import Cluster, ClusterFailed
 
 SERVED = "tests.cluster.obeying:obey"
@@ -23,6 +25,27 @@ SERVED = "tests.cluster.obeying:obey"
 
 def restarted(status: dict[str, Any]) -> int:
     return int(status["totals"]["workers_restarted"])
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_kill_that_comes_too_late_reaches_nobody(reaped: bool) -> None:
+    """By its number it could reach a stranger that has the number by now."""
+
+    popen = subprocess.Popen(["sleep", "60"])
+    popen.terminate()
+    os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+
+    async def main() -> None:
+        ended = asyncio.get_running_loop().create_future()
+        process = Process(popen, asyncio.get_running_loop(), ended.set_result)
+        if reaped:
+            assert await ended == -signal.SIGTERM
+            assert not psutil.pid_exists(popen.pid)
+        process.kill()
+        assert await ended == -signal.SIGTERM
+        process.kill()
+
+    run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
