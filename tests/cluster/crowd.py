@@ -70,14 +70,13 @@ class _Client(asyncio.Protocol):
                 self._data = self._data.partition(b"\r\n\r\n")[2]
                 self.opened.set_result(None)
             return
-        while len(self._data) > 1 and self._data[0] == PING and len(self._data) >= 2 + self._data[1]:
-            end = 2 + self._data[1]
-            self.transport.write(bytes((0x8A, 0x80 | self._data[1])) + bytes(4) + self._data[2:end])
-            self._data = self._data[end:]
-        if self._data == _ANSWER:
-            self._data = b""
-            self._crowd.trips.append(time.perf_counter() - self.sent)
-            self.sent = 0.0
+        while len(self._data) > 1 and len(self._data) >= (end := 2 + self._data[1]):
+            answer, self._data = self._data[:end], self._data[end:]
+            if answer[0] == PING:
+                self.transport.write(bytes((0x8A, 0x80 | answer[1])) + bytes(4) + answer[2:])
+            elif answer == _ANSWER:
+                self._crowd.trips.append(time.perf_counter() - self.sent)
+                self.sent = 0.0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd.lost += 1

@@ -32,6 +32,7 @@ PING, PONG = b"\x89\x80" + MASK, b"\x8a\x80" + MASK
 @contextlib.asynccontextmanager
 async def attacked(workers: int = 1, **options: Any) -> AsyncIterator[tuple[Cluster, Crowd]]:
     """A cluster with its healthy clients; after the attack its workers are those that it had before."""
+    options.setdefault("ws_ping_interval", 0)  # a client without a library answers no ping
     async with Cluster(SERVED, workers=workers, **options) as cluster, crowd(cluster) as them:
         pids = cluster.worker_pids()
         yield cluster, them
@@ -150,7 +151,14 @@ def test_5000_half_open_handshakes_are_gone_within_their_deadline_and_cost_littl
                     # They came for a second or two, and each had its seconds.
                     assert loop.time() - began < OPEN_SECONDS * 2 + 6
                     # Who has begun a request is told; who was silent is only closed.
-                    assert half.ends == {b"HTTP/1.1 408 Request Timeout": HALF_OPEN // 20 * 13}
+                    # A worker that gets too little of a busy machine sheds some with 503 before it adopts them.
+                    late, shed = (
+                        half.ends[b"HTTP/1.1 408 Request Timeout"],
+                        half.ends[b"HTTP/1.1 503 Service Unavailable"],
+                    )
+                    assert late + shed == half.ends.total()
+                    assert HALF_OPEN // 20 * 13 - shed <= late <= HALF_OPEN // 20 * 13
+                    assert shed <= HALF_OPEN // 5
 
                 await bearable(them, attack)
                 cores = primary.cores()
