@@ -109,24 +109,22 @@ class Bus:
                 break
             await asyncio.shield(earlier.ended)
         if position is None or self._hub.is_member(member, room):
-            joined = self._become_member(member, known)
+            joined = self._become_member(member, known, on_gap)
             if position is not None:
                 joined = Joined(joined.position, recovered=since == joined.position)
-        else:
-            joined = await self._recover(member, known, position)
-        if self._hub.is_member(member, room):
-            self._gaps.expect(member, room, on_gap)
-        return joined
+            return joined
+        return await self._recover(member, known, position, on_gap)
 
-    def _become_member(self, member: Connection, room: Room) -> Joined:
+    def _become_member(self, member: Connection, room: Room, on_gap: OnGap | None) -> Joined:
         self._fanout.flush(room.name)
         self._hub.join(member, room.name)
+        self._gaps.expect(member, room.name, on_gap)
         self._rooms.taken(room)
         if member in self._held_at:
             self._held_at[member].setdefault(room.name, room.feed.last)
         return Joined(str(room.feed.last))
 
-    async def _recover(self, member: Connection, room: Room, since: Position) -> Joined:
+    async def _recover(self, member: Connection, room: Room, since: Position, on_gap: OnGap | None) -> Joined:
         recovery = Recovery(member, room, since)
         self._recoveries.setdefault(member, {})[room.name] = recovery
         self._rooms.taken(room)
@@ -135,16 +133,20 @@ class Bus:
             recovered = await self._replayer.replay(recovery, self._finder.commands)
             if recovery.ended.done():
                 return Joined(str(recovery.lineup.last), recovered=False, missed=recovery.missed)
-            position = self._become_member(member, room).position
+            position = self._become_member(member, room, on_gap).position
             return Joined(position, recovered, recovery.missed)
         finally:
-            recovery.end()
-            mine = self._recoveries.get(member, {})
-            if mine.get(room.name) is recovery:
-                del mine[room.name]
-            if not mine:
-                self._recoveries.pop(member, None)
+            self._end_recovery(recovery)
             self._rooms.released(room)
+
+    def _end_recovery(self, recovery: Recovery) -> None:
+        """End it, and forget it at once: a join that waits for its end goes on before its replay notices."""
+        recovery.end()
+        mine = self._recoveries.get(recovery.member, {})
+        if mine.get(recovery.room.name) is recovery:
+            del mine[recovery.room.name]
+            if not mine:
+                del self._recoveries[recovery.member]
 
     async def leave(self, member: Connection, room: str) -> None:
         """Take ``member`` out of ``room``; a join that still replays ends."""
@@ -152,7 +154,7 @@ class Bus:
         self._gaps.leave(member, room)
         recovery = self._recoveries.get(member, {}).get(room)
         if recovery is not None:
-            recovery.end()
+            self._end_recovery(recovery)
         self._fanout.flush(room)
         if member in self._held_at:
             self._held_at[member].pop(room, None)

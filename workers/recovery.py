@@ -176,10 +176,10 @@ class Replayer:
                     if lineup.spilled:
                         return False
                     await recovery.wait_news()
+                    if recovery.ended.done():
+                        return False
                     following = lineup.follow([], whole=True)
                     if following is None or not self._write(recovery, following):
-                        return False
-                    if recovery.ended.done():
                         return False
         except TimeoutError:
             raise BusUnavailable(f"room {recovery.room.name!r} was not heard within {self._timeout:g} s") from None

@@ -52,6 +52,18 @@ async def _do(ws: Connection, do: str, room: str, **how: Any) -> Any:
         case "join at once":
             all_joined = await asyncio.gather(*(ws.join(room, since=how["since"]) for _ in range(how["count"])))
             return [dataclasses.asdict(each) for each in all_joined]
+        case "leave amid joins":
+            told = []
+            for turns in range(how["count"]):
+                replaying = asyncio.create_task(ws.join(room, since=how["since"]))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await ws.leave(room)
+                told.append((dataclasses.asdict(await ws.join(room, since=how["since"])), ws.rooms == {room}))
+                await replaying
+                await ws.send("--")
+                await ws.leave(room)
+            return told
         case "join amid fragments":
             speaking = asyncio.create_task(ws.send(_fragments(ws, how["speak_in"])))
             await asyncio.sleep(0)

@@ -274,6 +274,26 @@ def test_joins_and_leaves_of_one_room_at_once_replay_nothing_twice() -> None:
     run(main())
 
 
+def test_who_leaves_during_its_replay_and_joins_again_gets_everything_from_the_second_join() -> None:
+    """Each time the leave comes a turn of the loop later: before, in, and after the reading of the log."""
+
+    async def main() -> None:
+        async with Cluster(ROOMS, workers=1) as cluster, member(cluster) as one, member(cluster) as other:
+            start = await one.join()
+            await one.do("publish many", text="message", count=50)
+            told = await other.do("leave amid joins", since=start, count=30)
+            assert [(joined["recovered"], joined["missed"], is_member) for joined, is_member in told] == [
+                (True, 50, True)
+            ] * 30
+            everything = [f"message {number}" for number in range(50)]
+            for _ in range(30):
+                end = other.heard.index("--")
+                assert other.heard[:end] in (everything, everything * 2)  # the first replay may have come before
+                del other.heard[: end + 1]
+
+    run(main())
+
+
 def test_a_bus_that_dies_during_the_join_is_unavailable_and_leaves_no_member(tmp_path: Path) -> None:
     async def main(valkey: Valkey) -> None:
         async with (
