@@ -89,7 +89,7 @@ class Feed:
                 return []  # heard already
             follows = position.seq == last.seq + 1
         else:
-            follows = position.seq == 1
+            follows = position.seq == 1 and position.epoch > last.epoch
         if not follows:
             self._held = [Delivery(position, envelope)]
             self.doubts = True
@@ -127,7 +127,7 @@ class Feed:
             if newest.seq < last.seq:  # the server came back with an older memory
                 self._open_hole(newest)
         elif last.seq != 0:
-            self._open_hole(Position(newest.epoch, entries[0][0].seq - 1) if entries else newest)
+            self._open_hole_until_known(newest, [position for position, _ in entries])
         # The log does not keep a large payload; if it came while the log was read, it is here.
         held = {delivery.position: delivery.envelope for delivery in self._held or ()}
         outcomes: list[Outcome] = []
@@ -139,12 +139,24 @@ class Feed:
             else:
                 self._open_hole(position)
         if newest is not None and newest > (self.last or START):
-            self._open_hole(newest)  # trimmed before it was read
+            self._open_hole_until_known(newest, [])  # trimmed before it was read
         outcomes += self._release(newest)
         if self._hole is not None:
             outcomes.append(Lost(self._hole, None))
             self._hole = None
         return outcomes
+
+    def _open_hole_until_known(self, newest: Position, known: Sequence[Position]) -> None:
+        """What came until ``newest`` is lost, but for what is ``known`` of its epoch, or held."""
+        assert self.last is not None
+        at = self.last
+        held = [delivery.position for delivery in self._held or ()]
+        heard = at.seq if at.epoch == newest.epoch else -1
+        there = (position for position in (*known, *held) if position.epoch == newest.epoch and position.seq > heard)
+        first = next(there, None)
+        last = newest if first is None or first > newest else Position(first.epoch, first.seq - 1)
+        if last != at:
+            self._open_hole(last)
 
     def _open_hole(self, last: Position) -> None:
         """What came until ``last``, that one included, is lost."""
@@ -161,7 +173,7 @@ class Feed:
         for delivery in held or ():
             # The log was read after the subscription, so what was published since follows it without a hole. Only
             # where there is no log can nothing be said.
-            if self._skips(delivery.position) and newest is not None:
+            if newest is not None and (self._skips(delivery.position) or self._is_of_the_past(delivery.position)):
                 outcomes.append(Forged(delivery.position))
             else:
                 outcomes += self._advance(delivery.position, delivery.envelope)
@@ -173,6 +185,11 @@ class Feed:
         if position.epoch == self.last.epoch:
             return position.seq > self.last.seq + 1
         return position.seq != 1
+
+    def _is_of_the_past(self, position: Position) -> bool:
+        """Say whether ``position`` is of an epoch before the present one."""
+        assert self.last is not None
+        return position.epoch < self.last.epoch
 
     def _advance(self, position: Position, envelope: Envelope) -> list[Outcome]:
         last = self.last

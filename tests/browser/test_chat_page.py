@@ -1,13 +1,16 @@
 """The page of examples/chat in a real browser: two tabs on two workers of one cluster."""
 
 import contextlib
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright, expect
+from websockets.asyncio.client import ClientConnection
 
 from tests.support import require_program, run
 from wscluster.testing import Cluster
@@ -86,11 +89,13 @@ class Person:
 
 
 @contextlib.asynccontextmanager
-async def cluster_and_browser(workers: int = 2) -> AsyncIterator[tuple[Cluster, Browser]]:
+async def cluster_and_browser(workers: int = 2, **options: Any) -> AsyncIterator[tuple[Cluster, Browser]]:
     """Tabs of one browser have one address: it is not what chooses the worker here."""
     chromium = require_program("chromium")
     async with (
-        Cluster("examples.chat.handlers:chat", workers=workers, sticky="none", balance="round-robin") as cluster,
+        Cluster(
+            "examples.chat.handlers:chat", workers=workers, sticky="none", balance="round-robin", **options
+        ) as cluster,
         async_playwright() as playwright,
     ):
         browser = await playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -278,6 +283,93 @@ def test_the_page_comes_back_by_itself_after_its_worker_was_killed_and_says_so_m
             await ada.hears(bob, "welcome back", await bob.slot())
             assert not ada.complaints
             assert not bob.complaints
+
+    run(main())
+
+
+async def say_many(ws: ClientConnection, texts: Iterable[str]) -> None:
+    for text in texts:
+        await ws.send(json.dumps({"say": text, "room": "lobby"}))
+        while (json.loads(await ws.recv())).get("text") != text:
+            pass
+
+
+@contextlib.asynccontextmanager
+async def plain_client(cluster: Cluster, name: str, *, not_on: int) -> AsyncIterator[ClientConnection]:
+    """A member of the lobby that is no page, on another worker than ``not_on``."""
+    while True:
+        async with cluster.connect() as ws:
+            if json.loads(await ws.recv())["slot"] == not_on:
+                continue
+            await ws.send(json.dumps({"join": "lobby", "name": name}))
+            yield ws
+            return
+
+
+async def position_known(person: Person) -> None:
+    """Wait until the page knows the position of the last that it has heard."""
+    await person.page.wait_for_function(
+        "() => { const it = rooms.get('lobby'); return it.position !== null && it.beyond === 0; }"
+    )
+
+
+def test_what_is_said_while_the_pages_worker_is_killed_is_shown_once_and_in_order(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with cluster_and_browser() as (cluster, browser):
+            ada = await visit(cluster, browser, "Ada", PHONE, "light")
+            await ada.introduce()
+            slot = await ada.slot()
+            async with plain_client(cluster, "Bob", not_on=slot) as bob:
+                await say_many(bob, (f"before {number}" for number in range(3)))
+                await position_known(ada)
+                # The page has these, and knows no position after them: they come again, and are shown once.
+                await ada.page.evaluate("() => { marking = setTimeout(() => {}, 1e8); }")
+                await say_many(bob, (f"heard {number}" for number in range(3)))
+                await expect(ada.messages).to_have_count(6)
+                await ada.page.evaluate("() => { wait = 4; }")
+                os.kill(cluster.worker_pids()[slot], signal.SIGKILL)
+                await say_many(bob, (f"missed {number}" for number in range(10)))
+                await expect(ada.page.get_by_text("You are back; that is all you missed")).to_be_visible()
+                await expect(ada.page.get_by_text("While you were away")).to_have_count(1)
+                await ada.page.evaluate("() => { marking = 0; }")
+                await say_many(bob, ["after"])
+                await expect(ada.messages.last.locator("p")).to_have_text("after")
+                assert await ada.messages.locator("p").all_inner_texts() == [
+                    *(f"before {number}" for number in range(3)),
+                    *(f"heard {number}" for number in range(3)),
+                    *(f"missed {number}" for number in range(10)),
+                    "after",
+                ]
+                assert await no_sideways_scroll(ada.page)
+                await ada.page.screenshot(path=os.environ.get("WSCLUSTER_SCREENSHOT", str(tmp_path / "back.png")))
+
+                # The same once more, now that nothing is said.
+                await position_known(ada)
+                os.kill(cluster.worker_pids()[await ada.slot()], signal.SIGKILL)
+                await expect(ada.page.get_by_text("You are back and missed nothing")).to_be_visible()
+            assert not ada.complaints
+
+    run(main())
+
+
+def test_a_page_that_was_away_for_too_long_says_that_it_cannot_show_what_was_said() -> None:
+    async def main() -> None:
+        async with cluster_and_browser(room_log=10) as (cluster, browser):
+            ada = await visit(cluster, browser, "Ada", DESKTOP, "dark")
+            await ada.introduce()
+            await position_known(ada)
+            slot = await ada.slot()
+            async with plain_client(cluster, "Bob", not_on=slot) as bob:
+                await ada.page.evaluate("() => { wait = 600; }")
+                os.kill(cluster.worker_pids()[slot], signal.SIGKILL)
+                await expect(ada.banner).to_be_visible()
+                await say_many(bob, (f"missed {number}" for number in range(300)))
+                await ada.page.get_by_role("button", name="Try now").click()
+                await expect(ada.page.get_by_text("what was written meanwhile is not kept any more")).to_be_visible()
+                await expect(ada.messages).to_have_count(0)
+                await say_many(bob, ["after"])
+                await expect(ada.messages).to_have_count(1)
+            assert not ada.complaints
 
     run(main())
 

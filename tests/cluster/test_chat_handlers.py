@@ -55,7 +55,7 @@ class Guest:
         await self.ws.send("{}")
         assert (await self.hear())["kind"] == "error"
 
-    def event(self, kind: str, **facts: str) -> dict[str, Any]:
+    def event(self, kind: str, **facts: Any) -> dict[str, Any]:
         """What the others hear about this one."""
         return {"kind": kind, "by": self.by, "slot": self.slot, **facts}
 
@@ -294,6 +294,35 @@ def test_while_the_bus_is_away_orders_are_answered_by_an_error_and_nobody_is_dis
                 await bob.hear_text("alone")
                 await ada.order(say="hello!", room="lobby")
                 assert "alone" not in await ada.hear_text("hello!")
+
+    run(main())
+
+
+def test_a_guest_that_comes_back_with_its_position_gets_what_it_missed_before_it_is_back() -> None:
+    async def main() -> None:
+        async with Cluster(CHAT, workers=2) as cluster, two_guests(cluster) as (ada, bob):
+            await ada.join("Ada")
+            await bob.join("Bob")
+            await ada.hear()
+            await ada.order(positions=True)
+            told = await ada.hear()
+            assert told == ada.event("positions", positions=told["positions"])
+            assert list(told["positions"]) == ["lobby"]
+            await ada.ws.close()
+            assert (await bob.hear())["kind"] == "left"
+            for text in ("one", "two"):
+                await bob.order(say=text, room="lobby")
+                await bob.hear_text(text)
+            async with guest(cluster) as again:
+                await again.order(join="lobby", name="Ada", since=told["positions"]["lobby"])
+                events = [await again.hear() for _ in range(5)]
+                assert [event["kind"] for event in events] == ["left", "message", "message", "back", "joined"]
+                back = events[3]
+                assert back == again.event("back", room="lobby", recovered=True, position=back["position"])
+                await again.order(leave="lobby")
+                for wrong in ("nonsense", 7):
+                    await again.order(join="lobby", name="Ada", since=wrong)
+                    assert (await again.hear())["kind"] == "error"
 
     run(main())
 

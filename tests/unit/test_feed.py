@@ -89,6 +89,8 @@ DOUBTS: dict[str, tuple[Any, Any, list[Any], list[str]]] = {
     "a position beyond the log's end": (entries(4), at(4), [900, 4, 5], ["7-4", "!7-900", "7-5"]),
     "a position that the log gave to another message": (entries(4, 5), at(5), [5, 4], ["7-4", "7-5"]),
     "a position of an epoch that never was": ([], at(3), [(99, 5), 4], ["!99-5", "7-4"]),
+    "the beginning of an epoch that is over": ([], at(3), [(6, 1), 4], ["!6-1", "7-4"]),
+    "the server's clock went back": ([], at(1, 6), [(6, 1), (6, 2)], ["7-3..6-1", "6-1", "6-2"]),
     "the log was trimmed": (entries(6), at(6), [6], ["7-3..7-6", "7-6"]),
     "the log is gone: nobody can say": ([], None, [6, 7], ["7-3..7-6", "7-6", "7-7"]),
     "the log began anew": (entries(1, 2, epoch=8), at(2, 8), [(8, 2)], ["7-3..8-1", "8-1", "8-2"]),
@@ -113,6 +115,15 @@ def test_what_a_forged_message_says_is_not_delivered_in_the_place_of_the_true_on
     feed = synced(3)
     feed.receive(at(5), Envelope(True, b"forged"))
     assert short(feed.synced_again(entries(4, 5), at(5), log_kept=True)) == ["7-4", "7-5"]
+
+
+def test_after_a_forged_beginning_of_an_epoch_the_room_goes_on_with_a_gap_and_nothing_comes_twice() -> None:
+    feed = synced(3)
+    assert short(feed.receive(at(1, 9), message(1, 9))) == ["9-1"]
+    assert feed.receive(at(4), message(4)) == []
+    assert feed.doubts
+    assert short(feed.synced_again([], at(4), log_kept=True)) == ["9-1..7-4", "7-4"]
+    assert short(feed.receive(at(5), message(5))) == ["7-5"]
 
 
 def test_the_epoch_before_is_remembered_where_nothing_was_lost_between() -> None:
