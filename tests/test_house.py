@@ -4,6 +4,7 @@ The import contracts of pyproject.toml (`make lint`) hold what import-linter can
 """
 
 import ast
+import inspect
 import re
 import socket
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 
 import wscluster
 from tests.support import ROOT, require_program
+from wscluster.cli import cli
 from wscluster.config import flag_of, option_fields
 from wscluster.envelope import PUBLISH_SCRIPT
 from wscluster.options import show_value
+from wscluster.workers.connection import Connection
 
 FOLDERS = {"wscluster": "wscluster", "gateway": "wscluster.gateway", "workers": "wscluster.workers"}
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
@@ -243,9 +246,10 @@ def test_what_architecture_names_exists() -> None:
     [
         ("docs/hazards.md", ("| hazard |",), 30),
         ("docs/compatibility.md", ("| difference |",), 15),
+        ("docs/contract.md", ("| promise |", "| flag |"), 80),
     ],
 )
-def test_every_hazard_and_every_difference_names_tests_that_exist(
+def test_every_hazard_every_difference_and_every_promise_names_tests_that_exist(
     document: str, headings: tuple[str, ...], least: int
 ) -> None:
     text = (ROOT / document).read_text()
@@ -253,15 +257,37 @@ def test_every_hazard_and_every_difference_names_tests_that_exist(
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(headings)]
     assert len(rows) > least
     for row in rows:
-        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
-        assert named, f"no test holds this: {row}"
-        for path, name in named:
-            assert name in {node.name for node in functions(parse(ROOT / path))}, f"{path}::{name}"
+        assert re.search(r"`tests/[\w/]+\.py::test_\w+`", row), f"no test holds this: {row}"
+    there = {
+        path: {node.name for node in functions(parse(ROOT / path))}
+        for path in set(re.findall(r"`(tests/[\w/]+\.py)::", text))
+    }
+    assert not [pair for pair in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text) if pair[1] not in there[pair[0]]]
+
+
+def test_what_each_flag_does_is_held_by_a_test() -> None:
+    _, table = (ROOT / "docs/contract.md").read_text().split("| flag |")
+    rows = re.findall(r"^\| (`--.*?) \|", table.partition("\n\n")[0], flags=re.MULTILINE)
+    assert sorted(re.findall(r"`(--[\w-]+)`", " ".join(rows))) == sorted(map(flag_of, option_fields()))
+
+
+def test_what_is_not_built_is_absent() -> None:
+    _, text = (ROOT / "docs/contract.md").read_text().split("## Not yet")
+    verbs, flags, names, members, *_ = (
+        re.findall(r"`([^`]+)`", item) for item in re.split(r"^- ", text, flags=re.M)[1:]
+    )
+    assert len(verbs) > 5
+    assert not set(verbs) & cli.commands.keys()
+    assert not {flag for flag in flags if re.fullmatch(r"--[\w-]+", flag)} & set(map(flag_of, option_fields()))
+    assert not [name for name in names if hasattr(wscluster, name.removeprefix("wscluster."))]
+    for connection in (wscluster.Connection, Connection):
+        assert not [name for name in members if hasattr(connection, name.removeprefix("ws."))]
+        assert inspect.signature(connection.join).parameters.keys() == {"self", "room", "since", "on_gap"}
 
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/bus.md", "docs/hazards.md", "docs/compatibility.md"],
+    ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
