@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -38,8 +38,12 @@ def require_program(name: str) -> str:
     """Return the path of a program; without it the test is skipped, or fails where WSCLUSTER_TEST_ALL is 1."""
     found = shutil.which(name)
     if found is None:
-        reason = f"{name} is not on PATH: install it to run this test"
-        if os.environ.get("WSCLUSTER_TEST_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        cannot_run(f"{name} is not on PATH: install it to run this test")
     return found
+
+
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the test because of what the machine lacks; fail where WSCLUSTER_TEST_ALL is 1."""
+    if os.environ.get("WSCLUSTER_TEST_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.churn import churn
 from tests.cluster.raw import Raw, addresses_of, ask, frame, handshake, slots_of, unread_bytes
-from tests.support import open_fds, run
+from tests.support import cannot_run, open_fds, run
 from wscluster.gateway.handoff import WINDOW
 from wscluster.testing import Cluster
 
@@ -119,8 +119,9 @@ def test_an_address_stays_with_its_worker_and_a_death_moves_only_the_dead_ones_a
 
 
 def test_ipv6_clients_are_served_and_stay_with_their_worker() -> None:
-    if not Path("/proc/net/if_inet6").read_text():
-        pytest.skip("this machine has no IPv6")
+    addresses = Path("/proc/net/if_inet6")
+    if not addresses.exists() or not addresses.read_text():
+        cannot_run("this machine has no IPv6")
 
     async def main() -> None:
         async with Cluster(WHO, workers=3, host="::1") as cluster:

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.cluster.raw import Raw, addresses_of, ask, handshake
-from tests.support import ROOT, open_fds, run
+from tests.support import ROOT, cannot_run, open_fds, require_program, run
 from wscluster.testing import Cluster
 
 WHO = "tests.cluster.handlers:who"
@@ -36,7 +37,13 @@ async def leave_fds(pid: int, count: int) -> None:
     while limit - sum(fd < limit for fd in used) < count:
         limit += 1
     assert limit - len(used) == count, f"there are holes in {sorted(used)}: {count} cannot be left"
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    set_soft_limit(pid, limit)
+
+
+def set_soft_limit(pid: int, limit: int | None = None) -> None:
+    """Let a process open file descriptors below ``limit`` only; None: as many as it may."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit or hard, hard))
 
 
 def fd_limit(pid: int) -> list[str]:
@@ -120,7 +127,7 @@ def test_a_primary_at_its_fd_limit_resets_what_comes_at_no_cost_and_recovers() -
                     floods += 1
                 assert floods >= 5
                 used = (cpu_seconds(cluster.pid) - cpu) / (time.monotonic() - began)
-                assert used < 0.1, f"{used:.0%} of a core"
+                assert used < 0.05, f"{used:.0%} of a core"
             served = await asyncio.gather(*(head for head in heads if head not in late))
             assert all(" 101 " in head for head in served)
             for raw in raws:
@@ -204,8 +211,8 @@ def test_a_worker_at_its_fd_limit_goes_on_beating() -> None:
 
 def as_nobody(stage: Path) -> tuple[str, ...]:
     """Return a command that runs this Python as nobody with 1,024 file descriptors."""
-    if shutil.which("setpriv") is None or shutil.which("prlimit") is None:
-        pytest.skip("setpriv or prlimit is not installed")
+    require_program("setpriv")
+    require_program("prlimit")
     limit = ("prlimit", "--nofile=1024:1024", sys.executable)
     command = (*NOBODY, *limit) if os.getuid() == 0 else limit
     home = Path(sys.base_prefix)
@@ -218,7 +225,7 @@ def as_nobody(stage: Path) -> tuple[str, ...]:
         command = ("unshare", "--mount", "sh", "-c", script, "sh", *command)
     probe = subprocess.run([*command, "-c", "import wscluster.broker"], cwd=ROOT, capture_output=True, check=False)
     if probe.returncode:
-        pytest.skip(f"nobody cannot run {sys.executable} here: {probe.stderr.decode()}")
+        cannot_run(f"nobody cannot run {sys.executable} here: {probe.stderr.decode()}")
     return command
 
 
@@ -236,11 +243,13 @@ def folder_for_nobody() -> Path:
 
 
 @asynccontextmanager
-async def cluster_of_nobody() -> AsyncIterator[Cluster]:
+async def cluster_of_nobody(target: str = WHO, **options: Any) -> AsyncIterator[Cluster]:
     folder = folder_for_nobody()
     try:
         command = (*as_nobody(folder / "stage"), "-m", "wscluster")
-        async with Cluster(WHO, workers=4, command=command, control_socket=str(folder / "run/c.sock")) as cluster:
+        own = folder / "run"
+        options = {"workers": 4, "control_socket": str(own / "c.sock"), **options}
+        async with Cluster(target, command=command, env={"TMPDIR": str(own)}, **options) as cluster:
             yield cluster
     finally:
         shutil.rmtree(folder)
@@ -282,13 +291,15 @@ async def orphan(ws):
 
 
 def as_process_1(folder: Path) -> Cluster:
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("unshare --pid is not permitted here")
+    require_unshare()
     (folder / "orphans.py").write_text(LEAVES_AN_ORPHAN)
     return Cluster("orphans:orphan", workers=2, app_dir=folder, command=(*UNSHARE, *SERVE))
+
+
+def require_unshare() -> None:
+    require_program("unshare")
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        cannot_run("unshare --pid is not permitted here: it needs root, and in a container --privileged")
 
 
 def primary_of(cluster: Cluster) -> psutil.Process:
