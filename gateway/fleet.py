@@ -30,6 +30,7 @@ from wscluster.gateway.fleet_words import (
     Listen,
     Route,
     Spawn,
+    SpawnFailed,
     State,
     StopAsked,
     StopForced,
@@ -165,7 +166,7 @@ class Fleet:
         if event.exit_code == ExitCode.TARGET and not self.ever_ready:
             self._finish(ExitCode.TARGET, commands)
 
-    def _boot_exited(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
+    def _boot_exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, commands: list[Command]) -> None:
         slot = self.slots[worker.slot]
         slot.boot_failures += 1
         limit = MAX_BOOT_FAILURES if self.ever_ready else MAX_FIRST_BOOT_FAILURES
@@ -174,6 +175,13 @@ class Fleet:
             reason = worker.boot_error or "its worker ended before it was ready"
             commands.append(GiveUpSlot(worker.slot, f"{slot.boot_failures} boots failed, the last one: {reason}"))
         self._exited(worker, event, now, commands)
+
+    def _not_spawned(self, worker: Worker, event: SpawnFailed, now: float, commands: list[Command]) -> None:
+        """The system lacks something, descriptors or memory, and may have it again: the slot is not given up."""
+        if self.ever_ready:
+            self._exited(worker, event, now, commands)
+        else:
+            self._boot_exited(worker, event, now, commands)
 
     def _crashed(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
         if worker.state is State.READY:
@@ -185,7 +193,7 @@ class Fleet:
             self.slots[worker.slot].crashes = 0
         self._exited(worker, event, now, commands)
 
-    def _exited(self, worker: Worker, event: Exited, now: float, _commands: list[Command]) -> None:
+    def _exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, _commands: list[Command]) -> None:
         worker.state = State.EXITED
         worker.deadline = None
         slot = self.slots[worker.slot]
@@ -299,12 +307,15 @@ TABLE: dict[tuple[State, type[Event]], Transition] = {
     (State.STARTING, Beaten): Fleet._nothing,
     (State.STARTING, BootRefused): Fleet._boot_refused,
     (State.STARTING, Exited): Fleet._boot_exited,
+    (State.STARTING, SpawnFailed): Fleet._not_spawned,
     (State.READY, Beaten): Fleet._beaten,
     (State.READY, Exited): Fleet._crashed,
     (State.DRAINING, Beaten): Fleet._nothing,
     (State.DRAINING, Exited): Fleet._exited,
+    (State.DRAINING, SpawnFailed): Fleet._exited,
     (State.KILLED, BecameReady): Fleet._nothing,
     (State.KILLED, Beaten): Fleet._nothing,
     (State.KILLED, BootRefused): Fleet._nothing,
     (State.KILLED, Exited): Fleet._crashed,
+    (State.KILLED, SpawnFailed): Fleet._exited,
 }

@@ -52,6 +52,14 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The system could not start the worker's process. ``jitter`` is a random number of [0, 1) for the back-off."""
+
+    worker: int
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Somebody wants the primary to stop: drain every worker."""
 
@@ -66,7 +74,7 @@ class Ticked:
     """Time has passed; also the first event of all."""
 
 
-Event = BecameReady | Beaten | BootRefused | Exited | StopAsked | StopForced | Ticked
+Event = BecameReady | Beaten | BootRefused | Exited | SpawnFailed | StopAsked | StopForced | Ticked
 
 # Commands
 

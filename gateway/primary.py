@@ -289,7 +289,7 @@ class Primary:
             self._crew.spawn(command.slot, command.worker, command.phase)
         except OSError as exc:
             logger.error("worker %d of slot %d cannot be started: %s", command.worker, command.slot, exc)
-            self.loop.call_soon(self._step, fleet.Exited(command.worker, -1, random.random()))
+            self.loop.call_soon(self._step, fleet.SpawnFailed(command.worker, random.random()))
 
     def _received(self, worker: int, packet: Packet) -> None:
         now = self.loop.time()

@@ -32,6 +32,7 @@ from wscluster.gateway.fleet_words import (
     Listen,
     Route,
     Spawn,
+    SpawnFailed,
     State,
     StopAsked,
     StopForced,
@@ -206,6 +207,27 @@ def test_the_back_off_doubles_up_to_its_cap_and_is_spread_by_the_jitter(jitter: 
     assert fleet.restarts == 20
 
 
+def test_a_slot_is_not_given_up_because_the_system_cannot_start_a_process() -> None:
+    fleet = ready_fleet()
+    fleet.handle(Exited(1, -9, 1.0), 0.0)
+    for number in range(50):
+        now = next_deadline(fleet)
+        assert fleet.handle(Ticked(), now) == [Spawn(0, number + 2, 1)]
+        assert fleet.handle(SpawnFailed(number + 2, 1.0), now) == []
+    assert next_deadline(fleet) - now == MAX_BACKOFF
+    # A program that then fails is judged from its own first failure on.
+    assert not fleet.slots[0].boot_failures
+
+
+def test_a_cluster_of_which_no_process_can_be_started_cannot_start() -> None:
+    fleet = new_fleet()
+    for number in range(MAX_FIRST_BOOT_FAILURES):
+        fleet.handle(Ticked(), next_deadline(fleet) if number else 0.0)
+        commands = fleet.handle(SpawnFailed(fleet.last_worker, 0.0), fleet.last_worker * 1.0)
+    assert commands[0] == GiveUpSlot(0, "3 boots failed, the last one: its worker ended before it was ready")
+    assert commands[-1] == Finish(ExitCode.NOT_STARTED)
+
+
 def test_a_stable_worker_clears_the_back_off_of_its_slot() -> None:
     for lived, expected in ((STABLE_SECONDS - 0.01, 4 * FIRST_BACKOFF), (STABLE_SECONDS, FIRST_BACKOFF)):
         fleet = ready_fleet()
@@ -363,7 +385,7 @@ _STATES: dict[State, Callable[[], Fleet]] = {
     State.DRAINING: lambda: (fleet := ready_fleet(), fleet.handle(StopAsked(), 0.0))[0],
     State.KILLED: lambda: (fleet := ready_fleet(), fleet.handle(StopForced(), 0.0))[0],
 }
-_EVENTS: list[Event] = [BecameReady(1), Beaten(1), BootRefused(1, 3, "why"), Exited(1, 0, 0.5)]
+_EVENTS: list[Event] = [BecameReady(1), Beaten(1), BootRefused(1, 3, "why"), Exited(1, 0, 0.5), SpawnFailed(1, 0.5)]
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(_STATES, _EVENTS)))
