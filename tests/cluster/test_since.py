@@ -332,7 +332,8 @@ def test_a_forged_position_does_not_silence_a_room() -> None:
             await one.publish("after")
             assert await one.wait_heard(2) == ["before", "after"]
             assert (await cluster.status())["bus"]["gaps"] == 0
-            await cluster.wait_output("its log does not know: ignored")
+            # One line says so, whichever was seen first.
+            assert "".join(cluster.output).count("ignored, as later ones are without a word") == 1
 
     run(main())
 
