@@ -65,6 +65,21 @@ def test_damage_is_a_value_error_and_nothing_else(noise: bytes) -> None:
             continue
 
 
+@pytest.mark.parametrize(
+    ("der", "reason"),
+    [
+        (b"", "cut off"),
+        (b"\x30", "cut off"),
+        (b"\x30\x10\x30", "cut off"),
+        (b"\x30\x82\x01", "cut off"),
+        (b"\x02\x01\x00", "tag 0x2 where 0x30 is wanted"),
+    ],
+)
+def test_damage_is_told(der: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_validities(armour(der))
+
+
 def pem_body() -> bytes:
     text = AUTHORITY.cert_pem.bytes().split(b"-----")[2]
     return base64.b64decode(text)

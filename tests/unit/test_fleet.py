@@ -313,6 +313,19 @@ def test_a_stop_drains_the_ready_kills_the_starting_and_ends_with_0() -> None:
     assert fleet.handle(Ticked(), 100.0) == []
 
 
+def test_a_stop_waits_for_a_worker_that_is_being_killed_and_asks_nothing_of_it() -> None:
+    fleet = ready_fleet(2)
+    fleet.handle(Beaten(1), BEAT)
+    assert Kill(2, "no beat for 30 s: its event loop is stuck") in fleet.handle(Ticked(), BEAT + 0.1)
+    assert fleet.handle(StopAsked(), BEAT + 0.2) == [
+        StopListening(),
+        Unroute(0, 1),
+        DrainWorker(1, SHUTDOWN_CODE, GRACEFUL),
+    ]
+    assert fleet.handle(Exited(1, 0, 0.0), BEAT + 0.3) == []
+    assert fleet.handle(Exited(2, -9, 0.0), BEAT + 0.4) == [Finish(ExitCode.OK)]
+
+
 def test_a_drain_that_takes_too_long_ends_in_a_kill() -> None:
     fleet = ready_fleet()
     fleet.handle(StopAsked(), 2.0)

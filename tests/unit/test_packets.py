@@ -111,6 +111,21 @@ def test_an_offer_that_ends_within_an_address_is_invalid() -> None:
         decode(encode(Offer((Offered(1, "192.0.2.1", 80),)))[:-1])
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes that are no packet"),
+        (b"\x00", "unknown kind of packet: 0"),
+        (b"\xff", "1 bytes that are no packet"),
+        (encode(Adopted((7,)))[:-1], "8 bytes that are no packet"),
+        (encode(Poll(1))[:1] + b"[]", "3 bytes that are no packet"),
+    ],
+)
+def test_what_is_no_packet_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(InvalidPacket, match=reason):
+        decode(data)
+
+
 @pytest.mark.parametrize("packet", [Start(0, 0, 0, "x" * MAX_PACKET_BYTES), Adopted(tuple(range(25_000)))])
 def test_a_packet_that_is_too_long_is_not_encoded(packet: Packet) -> None:
     with pytest.raises(InvalidPacket, match=f"{type(packet).__name__} of 200... bytes: more than 200000"):
