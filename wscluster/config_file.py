@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wscluster.config import option_fields
 from wscluster.sources import Given
 
 TABLE = ("tool", "wscluster")
+
+_TOKEN = re.compile(
+    # Strings of several lines may end in up to five quotes; the others end where they begin. A comment may have them all.
+    r'''"""(?:\\.|[^\\])*?"{3,5}|\'{3}.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[\[\]{}\n]''',
+    re.DOTALL,
+)
 
 Found = tuple[dict[str, Given], list[str]]
 
@@ -78,27 +84,38 @@ def _describe_syntax_fault(fault: str, name: str) -> str:
 def _find_lines(text: str, table: tuple[str, ...]) -> dict[str, int]:
     """Return, for each key of ``table``, the number of the line where it is first set, from 1 on.
 
-    No statement of TOML is the beginning of another, so the lines that make a document of their own are a statement.
+    ``text`` is TOML, and the time is proportional to its length.
     """
     found: dict[str, int] = {}
     within: tuple[str, ...] = ()
-    begun, waiting = 1, ""
-    for number, line in enumerate(re.split(r"(?<=\n)", text), 1):
-        waiting += line
-        try:
-            statement: Any = tomllib.loads(waiting)
-        except ValueError:
-            continue  # a string or a list goes on
-        if waiting.lstrip().startswith("["):
+    number = 1
+    for lines in _split_statements(text):
+        statement: Any = tomllib.loads(lines)
+        if lines.lstrip().startswith("["):
             within = _path_of(statement)
         else:
             for step in reversed(within):
                 statement = {step: statement}
         values = _descend(statement, table)
         for key in values if isinstance(values, dict) else ():
-            found.setdefault(key, begun)
-        begun, waiting = number + 1, ""
+            found.setdefault(key, number)
+        number += lines.count("\n")
     return found
+
+
+def _split_statements(text: str) -> Iterator[str]:
+    """Return the statements of a TOML document, each with the line break at its end: its only one outside of lists."""
+    begun = depth = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in ("[", "{"):
+            depth += 1
+        elif token in ("]", "}"):
+            depth -= 1
+        elif token == "\n" and not depth:
+            yield text[begun : match.end()]
+            begun = match.end()
+    yield text[begun:]
 
 
 def _path_of(header: Any) -> tuple[str, ...]:
