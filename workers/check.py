@@ -11,20 +11,20 @@ from wscluster.config import Config, from_json
 from wscluster.errors import TargetError
 from wscluster.workers.target import ROLES, load_target
 
-MAX_FAULT, MAX_TRACEBACK = 1000, 4000
+MAX_NAME, MAX_FAULT, MAX_TRACEBACK = 200, 1000, 4000
 """Characters, each 12 bytes of JSON at most: the answer fits into a pipe that nobody reads yet."""
 
 
 def run(fd: int) -> int:
-    """Read a configuration from standard input and write what its target is to ``fd``, as one JSON object.
+    """Read a configuration from standard input and write what its target is to ``fd``, as a line of JSON.
 
-    It has ``functions`` (the name of each function that is marked or named, by its role), or ``fault`` and
+    The object has ``functions`` (the name of each function that is marked or named, by its role), or ``fault`` and
     ``traceback`` as `TargetError` has them. The process ends at once afterwards, whatever threads the target has
     started.
     """
     config = from_json(sys.stdin.read())
     with os.fdopen(fd, "w") as answer:
-        json.dump(_describe(config), answer)
+        answer.write(json.dumps(_describe(config)) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -40,4 +40,4 @@ def _describe(config: Config) -> dict[str, Any]:
 
 
 def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__name__))
+    return str(getattr(function, "__qualname__", type(function).__name__))[:MAX_NAME]

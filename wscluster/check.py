@@ -18,6 +18,8 @@ from wscluster.urls import hide_password
 
 MAX_ANSWER = 65536
 """What a pipe of Linux holds: whoever answers need not be waited for with a reader."""
+MAX_SECONDS = 86400.0
+"""The kernel waits for 24 days at the most."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def check(config: Config) -> Report:
 
 
 def _import_target(config: Config, report: Report) -> None:
-    seconds = config.fleet.worker_startup_timeout
+    seconds = min(config.fleet.worker_startup_timeout, MAX_SECONDS)
     read, write = os.pipe()
     try:
         done = subprocess.run(
@@ -112,13 +114,15 @@ def _import_target(config: Config, report: Report) -> None:
     finally:
         os.close(write)
         os.close(read)
-    if not text:
+    # A target that forks while it is imported has its child answer too.
+    line, end, _ = text.partition(b"\n")
+    if not end:
         report.blame(
             f"target {config.target!r}: the process that imported it ended by itself, with status {done.returncode}",
             ExitCode.TARGET,
         )
         return
-    said = json.loads(text)
+    said = json.loads(line)
     if "fault" in said:
         report.traceback = said["traceback"]
         report.blame(said["fault"], ExitCode.TARGET)

@@ -122,7 +122,7 @@ def serve_command(target: str | None, config: tuple[str, ...], print_config: boo
 def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **flags: tuple[str, ...]) -> int:
     """Read the configuration as `serve` does, import TARGET, look at certificates and bus; start nothing.
 
-    The exit code is the one that `serve` would end with.
+    The exit code is the one that `serve` would end with for what was found.
     """
     from wscluster.check import check
 

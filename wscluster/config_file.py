@@ -14,7 +14,7 @@ from wscluster.sources import Given
 TABLE = ("tool", "wscluster")
 
 _TOKEN = re.compile(
-    # Strings of several lines may end in up to five quotes; the others end where they begin. A comment may have them all.
+    # Strings of several lines may end in up to five quotes.
     r'''"""(?:\\.|[^\\])*?"{3,5}|\'{3}.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[\[\]{}\n]''',
     re.DOTALL,
 )

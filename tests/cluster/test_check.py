@@ -22,6 +22,12 @@ SOURCES = {
     "threads": (
         "import threading\nthreading.Thread(target=threading.Event().wait).start()\nasync def handler(ws): pass\n"
     ),
+    "forks": ("import os\nchild = os.fork()\nif child: os.waitpid(child, 0)\nasync def handler(ws): pass\n"),
+    "names": (
+        "import wscluster\n"
+        "def page(ws, request): pass\npage.__qualname__ = 'long' * 100_000\nwscluster.process_request(page)\n"
+        "async def handler(ws): pass\n"
+    ),
 }
 
 
@@ -92,8 +98,16 @@ def test_a_target_that_cannot_be_served(folder: Path, target: str, arguments: li
     assert done.returncode == 4
 
 
-def test_a_target_that_leaves_threads_behind_does_not_hold_it_up(folder: Path) -> None:
-    assert check(folder, "threads:handler").returncode == 0
+@pytest.mark.parametrize("target", ["threads:handler", "forks:handler"])
+def test_what_a_target_leaves_behind_does_not_hold_it_up(folder: Path, target: str) -> None:
+    done = check(folder, target, "--worker-startup-timeout", "60d")
+    assert done.stdout.startswith(f"target: {target}, a handler\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_name_that_is_endless_is_cut(folder: Path) -> None:
+    report = json.loads(check(folder, "names:handler", "--json").stdout)
+    assert report["functions"] == {"process_request": "long" * 50}
 
 
 def test_bus_and_target_are_looked_at_both_and_the_first_fault_decides(folder: Path) -> None:
