@@ -13,6 +13,9 @@ from typing import Any
 
 from wscluster.options import option
 
+MAX_INT = 2**31 - 1
+"""The greatest `int` of C, which the kernel takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listen:
@@ -25,8 +28,10 @@ class Listen:
         metavar="ADDRESS",
     )  # fmt: skip
     uds: str | None = option(None, "Path of a Unix socket to listen on, instead of --host and --port.", metavar="PATH")
-    fd: int | None = option(None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0)
-    backlog: int = option(2048, "Connections that the kernel queues until they are accepted.", low=1)
+    fd: int | None = option(
+        None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0, high=MAX_INT
+    )
+    backlog: int = option(2048, "Connections that the kernel queues until they are accepted.", low=1, high=MAX_INT)
     proxy_protocol: str = option(
         "off", "PROXY protocol that a balancer in front speaks.", choices=("off", "v1", "v2", "auto")
     )

@@ -9,6 +9,9 @@ from typing import Any
 
 from wscluster.urls import hide_password
 
+MAX_SECONDS = 36500 * 86400
+"""The longest duration: what takes a hundred years is meant to take for ever."""
+
 
 def option(
     default: Any,
@@ -80,7 +83,7 @@ def take_value(item: Any, value: Any) -> Any:
         if isinstance(value, str):
             return parse_value(item, value)
         if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
-            return tuple(value)
+            return tuple(map(_check_text, value))
         raise ValueError("a list of texts is wanted")
     if kind == "bool":
         if isinstance(value, bool):
@@ -119,12 +122,18 @@ def _kind(item: Any) -> str:
     return str(item.type).removesuffix(" | None")
 
 
+def _check_text(text: str) -> str:
+    if "\0" in text:  # no path, name or address may hold one
+        raise ValueError("a text without NUL is wanted")
+    return text
+
+
 def _check_choice(item: Any, text: str) -> str:
     if text in item.metadata["unbuilt"]:
         raise ValueError(f"this version has no {text}; {_wanted_choice(item)}")
     if item.metadata["choices"] and text not in item.metadata["choices"]:
         raise ValueError(_wanted_choice(item))
-    return text
+    return _check_text(text)
 
 
 def _wanted_choice(item: Any) -> str:
@@ -141,6 +150,8 @@ def _check_range(item: Any, value: float | None) -> float:
     ):
         auto = ", or auto" if item.name == "workers" else ""
         raise ValueError(f"{_describe_range(_kind(item), low, high, above)} is wanted{auto}")
+    if item.metadata["duration"] and value > MAX_SECONDS:
+        raise ValueError(f"a duration of at most {MAX_SECONDS // 86400}d is wanted")
     return value
 
 
@@ -149,7 +160,7 @@ def _describe_range(kind: str, low: float | None, high: float | None, above: flo
     if above is not None:
         return f"{what} above {above:g}"
     if high is not None:
-        return f"{what} from {low:g} to {high:g}"
+        return f"{what} from {low:g} to {high:.15g}"
     return f"{what} of {low:g} or more" if low is not None else what
 
 

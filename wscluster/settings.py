@@ -40,7 +40,9 @@ def read_settings(
     Raises:
         ConfigError: Something is wrong; it lists every fault.
     """
-    file, problems = _read_config_file(config or environment.get("WSCLUSTER_CONFIG"))
+    if config is None:
+        config = environment.get("WSCLUSTER_CONFIG") or None
+    file, problems = _read_config_file(config)
     sources = Sources(target, flags, environment, file)
     variables, path = _read_variables(sources, problems)
     new = {name: variable for name, variable in variables.items() if name not in environment}
@@ -54,6 +56,8 @@ def read_settings(
 
 
 def _read_config_file(path: str | None) -> tuple[Mapping[str, Given], list[str]]:
+    if path == "":
+        return {}, ["--config '': the path of a file is wanted"]
     for name in (path,) if path is not None else FILES:
         try:
             text = _read_text(name)

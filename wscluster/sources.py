@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wscluster.addresses import listen_addresses
+from wscluster.addresses import Inherited, listen_addresses
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
 from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
@@ -207,10 +207,16 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
         except ValueError as exc:
             problems.append(f"{place('proxy_allow_from')} {text!r}: {exc}")
     try:
-        listen_addresses(config.listen)
+        addresses = listen_addresses(config.listen)
     except ValueError as exc:
         name = "bind" if config.listen.bind else "uds"
         problems.append(f"{place(name)} {exc}")
-    if config.listen.fd is not None and config.listen.fd == config.operate.ready_fd:
-        problems.append(f"{place('ready_fd')} {config.listen.fd}: this is the socket to listen on, {place('fd')}")
+    else:
+        ready_fd = config.operate.ready_fd
+        if ready_fd is not None and Inherited(ready_fd) in addresses:
+            name = "bind" if config.listen.bind else "fd"
+            problems.append(f"{place('ready_fd')} {ready_fd}: this is the socket to listen on, {place(name)}")
+    if config.tls.ssl_certfile is None:
+        others = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs")
+        problems += [f"{place(name)} needs --ssl-certfile" for name in others if getattr(config.tls, name) is not None]
     return problems + handshake_faults(config.handshake, place)

@@ -42,12 +42,7 @@ def find_tls_faults(tls: Tls, now: datetime | None = None) -> list[str]:
 
 def _make(tls: Tls, now: datetime) -> tuple[Context | None, list[str]]:
     if tls.ssl_certfile is None:
-        others = {
-            "--ssl-keyfile": tls.ssl_keyfile,
-            "--ssl-keyfile-password": tls.ssl_keyfile_password,
-            "--ssl-ca-certs": tls.ssl_ca_certs,
-        }
-        return None, [f"{flag} needs --ssl-certfile" for flag, value in others.items() if value is not None]
+        return None, []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION

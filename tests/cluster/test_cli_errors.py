@@ -134,6 +134,7 @@ def test_a_module_that_raises_on_import_shows_the_users_own_traceback_once(
         (["serve", "good:handler", "--port", "65536"], ["--port '65536': a whole number from 0 to 65535"]),
         (["serve", "good:handler", "--sticky", "banana"], ["--sticky 'banana': one of ip, none is wanted"]),
         (["serve", "good:handler", "--balance", "random"], ["--balance random needs --sticky none"]),
+        (["serve", "good:handler", "--ssl-keyfile", "key.pem"], ["--ssl-keyfile needs --ssl-certfile"]),
         (["serve", "good:handler", "--log-level", "loud"], ["--log-level 'loud': one of debug, info"]),
         (["serve", "good:handler", "--graceful-timeout", "soon"], ["--graceful-timeout 'soon': a number of seconds"]),
         (["serve", "good:handler", "--ws-per-message-deflate", "maybe"], ["true or false is wanted"]),

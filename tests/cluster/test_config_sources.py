@@ -77,8 +77,7 @@ def test_a_file_that_is_named_stands_in_for_those_of_the_folder(
 ) -> None:
     (folder / "wscluster.toml").write_text("port = 1\nbacklog = 1\n")
     (folder / "other.toml").write_text("[tool.wscluster]\nport = 2\n")
-    if how == "variable":
-        monkeypatch.setenv("WSCLUSTER_CONFIG", "other.toml")
+    monkeypatch.setenv("WSCLUSTER_CONFIG", "other.toml" if how == "variable" else "")
     rows = shown(capsys, "a:b", *(["--config", "other.toml"] if how == "flag" else []))
     assert rows["port"] == ("2", "file other.toml:2")
     assert rows["backlog"] == ("2048", "default")
@@ -101,6 +100,7 @@ def test_pyproject_is_read_where_there_is_no_file_of_our_own(folder: Path, capsy
         (b"\nport = '1'\n", "c.toml:2: port '1': a whole number from 0 to 65535 is wanted"),
         (b"port = 65536\n", "c.toml:1: port 65536: a whole number from 0 to 65535 is wanted"),
         (b"target = 'a b'\n", "c.toml:1: target 'a b': module:attribute is wanted, such as handlers:chat"),
+        (b'host = "a\\u0000"\n', "c.toml:1: host 'a\\x00': a text without NUL"),
         (None, "c.toml: there is no such file; --config names one that is there"),
     ],
 )
@@ -121,6 +121,15 @@ def test_a_file_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "pyproject.toml").write_text("[tool.other]\n")
     assert told(capsys, "--config", "pyproject.toml") == ["pyproject.toml: it has no table [tool.wscluster]"]
     assert told(capsys, "a:b", "--config", "a", "--config", "b") == ["--config: it was given twice, and names one file"]
+    assert told(capsys, "a:b", "--config", "") == ["--config '': the path of a file is wanted"]
+
+
+def test_a_variable_that_is_empty_names_no_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WSCLUSTER_CONFIG", "")
+    (folder / "wscluster.toml").write_text("port = 1\n")
+    assert shown(capsys, "a:b")["port"] == ("1", "file wscluster.toml:1")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")

@@ -91,6 +91,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
 
 APART = {"balance", "bind", "uds", "fd"}
 """What does not go together with every other option."""
+CERTIFICATE = {"WSCLUSTER_SSL_CERTFILE": "chain.pem"}
+"""What the other options of TLS need."""
 
 
 def sample(name: str) -> tuple[str, Any]:
@@ -117,11 +119,12 @@ def test_a_flag_comes_before_its_variable_and_that_before_the_default(name: str)
     default = value_of(Config(TARGET), name)
     assert value != default
     variable = f"WSCLUSTER_{name.upper()}"
-    assert value_of(resolve(TARGET, {name: text}, {}), name) == value
-    assert value_of(resolve(TARGET, {}, {variable: text}), name) == value
-    assert value_of(resolve(TARGET, {name: text}, {variable: "not looked at"}), name) == value
-    assert value_of(resolve(TARGET, {}, {variable: ""}), name) == default
-    assert value_of(resolve(TARGET, {}, {variable.lower(): text, name.upper() + "X": text}), name) == default
+    base = CERTIFICATE if name.startswith("ssl_") and name != "ssl_certfile" else {}
+    assert value_of(resolve(TARGET, {name: text}, base), name) == value
+    assert value_of(resolve(TARGET, {}, {**base, variable: text}), name) == value
+    assert value_of(resolve(TARGET, {name: text}, {**base, variable: "not looked at"}), name) == value
+    assert value_of(resolve(TARGET, {}, {**base, variable: ""}), name) == default
+    assert value_of(resolve(TARGET, {}, {**base, variable.lower(): text, name.upper() + "X": text}), name) == default
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.isprintable
     )
 )
 def test_a_configuration_comes_back_from_its_json(flags: dict[str, str]) -> None:
-    config = resolve(TARGET, flags, {})
+    config = resolve(TARGET, flags, CERTIFICATE)
     text = to_json(config)
     assert from_json(text) == config
     assert "\n" not in text

@@ -89,7 +89,8 @@ def test_a_value_of_python_or_toml_is_its_own_text(name: str) -> None:
         ("slot_wait", True), ("slot_wait", "soon"), ("slot_wait", -1), ("slot_wait", float("inf")),
         ("slot_wait", float("nan")), ("slot_wait", 10**400), ("slot_wait", [1]), ("host", 1), ("host", ["a"]),
         ("access_log", "true"), ("access_log", 1), ("bind", 1), ("bind", [1]), ("bind", {"a": 1}), ("sticky", "glue"),
-        ("sticky", 1), ("ws_max_size", 0), ("ssl_keyfile_password", 1),
+        ("sticky", 1), ("ws_max_size", 0), ("ssl_keyfile_password", 1), ("backlog", 2**31), ("fd", 2**31),
+        ("control_socket", "a\0b"), ("subprotocols", ["a", "b\0"]), ("room_log_ttl", 10**10), ("slot_wait", "36501d"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_or_out_of_range_is_a_fault(name: str, value: object) -> None:
@@ -141,6 +142,16 @@ def test_a_contradiction_names_where_its_value_stands() -> None:
     assert told == "f.toml:1: balance random needs --sticky none"
     (told,) = faults(Sources(TARGET, environment={"WSCLUSTER_BALANCE": "random"}))
     assert told == "WSCLUSTER_BALANCE random needs --sticky none"
+
+
+def test_options_of_tls_without_a_certificate_are_all_told_without_the_password() -> None:
+    environment = {"WSCLUSTER_SSL_KEYFILE_PASSWORD": "sesame"}
+    file = {"ssl_ca_certs": in_file("ssl_ca_certs", "ca.pem")}
+    assert faults(Sources(TARGET, flag_values({"ssl_keyfile": "a.key"}), environment, file)) == [
+        "--ssl-keyfile needs --ssl-certfile",
+        "WSCLUSTER_SSL_KEYFILE_PASSWORD needs --ssl-certfile",
+        "f.toml:1: ssl_ca_certs needs --ssl-certfile",
+    ]
 
 
 def test_the_target_of_the_command_line_wins_over_that_of_the_file() -> None:
@@ -215,9 +226,10 @@ def test_the_strongest_source_decides_where_to_listen(
         ({"bind": "a:1", "uds": "/a", "fd": "3"}, {}, "--bind and --uds and --fd: one of them"),
         ({}, {"WSCLUSTER_FD": "3", "WSCLUSTER_PORT": "1"}, "WSCLUSTER_FD and WSCLUSTER_PORT: one of them"),
         ({"fd": "3", "ready_fd": "3"}, {}, "--ready-fd 3: this is the socket to listen on, --fd"),
+        ({"bind": "a:1,fd:3", "ready_fd": "3"}, {}, "--ready-fd 3: this is the socket to listen on, --bind"),
         ({"bind": "a:1,a"}, {}, "--bind 'a': HOST:PORT, [V6]:PORT, unix:PATH or fd:N is wanted"),
         ({"bind": "a:1,fd:3,fd:3"}, {}, "--bind 'fd:3' stands there twice"),
-        ({"uds": "a\0b"}, {}, "--uds the path of a Unix socket is wanted"),
+        ({"uds": ""}, {}, "--uds the path of a Unix socket is wanted"),
         ({"fd": "3"}, {"WSCLUSTER_BIND": "nonsense", "WSCLUSTER_SLOT_WAIT": "x"}, "WSCLUSTER_SLOT_WAIT 'x'"),
     ],
 )

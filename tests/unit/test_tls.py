@@ -139,14 +139,6 @@ def test_a_certificate_without_its_key_says_where_the_key_goes(tmp_path: Path) -
     )
 
 
-def test_options_without_a_certificate_are_all_told() -> None:
-    assert find_tls_faults(options(None, "a.key", "secret", "ca.pem")) == [
-        "--ssl-keyfile needs --ssl-certfile",
-        "--ssl-keyfile-password needs --ssl-certfile",
-        "--ssl-ca-certs needs --ssl-certfile",
-    ]
-
-
 def test_faults_of_certificate_and_authorities_are_told_at_once(tmp_path: Path) -> None:
     faults = find_tls_faults(options(tmp_path / "a", tmp_path / "b", ca=tmp_path / "c"))
     assert [fault.split()[0] for fault in faults] == ["--ssl-certfile", "--ssl-ca-certs"]
