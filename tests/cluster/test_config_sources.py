@@ -244,6 +244,41 @@ def test_arguments_that_make_no_sense_are_told_together(folder: Path) -> None:
         wscluster.serve("app:handler", config="gone.toml")
 
 
+def test_a_path_may_be_a_path_and_what_is_none_is_refused(folder: Path) -> None:
+    (folder / "other.toml").write_text("port = 'high'\n")
+    with pytest.raises(ConfigError) as caught:
+        wscluster.serve("app:handler", config=Path("other.toml"), uds=Path("a.sock"), fd=3)
+    assert caught.value.problems == [
+        "other.toml:1: port 'high': a whole number from 0 to 65535 is wanted",
+        "uds and fd: one of them says where to listen, not both",
+    ]
+    with pytest.raises(TypeError):
+        wscluster.serve("app:handler", config=3)  # type: ignore[arg-type]
+
+
+def test_the_signals_are_those_of_the_program_again_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os, signal, wscluster\n"
+        "@wscluster.lifespan\nasync def life():\n"
+        "    os.kill(os.getppid(), signal.SIGTERM)\n    yield\n"
+        "async def handler(ws): pass\n"
+    )
+    code, out, err = python(
+        tmp_path,
+        "import os, signal, wscluster\n"
+        "def heard(number, frame): print('heard', number)\n"
+        "signal.signal(signal.SIGTERM, heard)\n"
+        "for _ in range(2):\n"
+        "    print(wscluster.serve('app:handler', workers=1, port=0))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n        print('interrupted')\n",
+    )
+    assert code == 0, err
+    assert out == "0\nheard 15\ninterrupted\n" * 2
+
+
 def test_serving_where_it_cannot_work_is_refused(folder: Path) -> None:
     raised: list[BaseException] = []
 
