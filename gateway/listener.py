@@ -78,8 +78,9 @@ class Listener:
         """Accept what the kernel has queued, then nothing more. Does nothing the second time."""
         if self._sock.fileno() < 0:
             return
-        for _ in range(self._backlog // BATCH + 1 if self._accepting else 0):
-            self._readable()
+        for _ in range(self._backlog // BATCH + 1):
+            if not self._accepting or not self._readable():
+                break
         if self._resume is not None:
             self._resume.cancel()
         if self._accepting:
@@ -88,7 +89,8 @@ class Listener:
         self._bound.close()
         self._give_up_reserve()
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Accept a batch; False where nobody waited."""
         batch: list[Accepted] = []
         for _ in range(BATCH):
             try:
@@ -106,6 +108,7 @@ class Listener:
                 batch.append((sock, "", 0))
         if batch:
             self._on_batch(batch)
+        return bool(batch)
 
     def _exhausted(self, exc: OSError) -> None:
         if exc.errno in (errno.EMFILE, errno.ENFILE):

@@ -78,10 +78,7 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
         loop.add_signal_handler(number, _ignore, number)
     _raise_fd_limit()
     if config.bus.redis_url is not None:
-        # redis-py takes a tenth of a second to import: only who needs it pays.
-        from wscluster.broker import probe
-
-        await probe(config.bus.redis_url, config.bus.bus_timeout)
+        await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
     bound = bind(listen_addresses(config.listen), inherited)
     if stop_asked.is_set():
         for one in bound:
@@ -91,6 +88,26 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
     if os.getpid() == 1:
         OrphanReaper(loop, primary.child_pids)
     return await primary.run()
+
+
+async def _probe_bus(url: str, timeout: float, stop_asked: asyncio.Event) -> None:
+    """Check that the bus answers; a stop that is asked for meanwhile ends the wait.
+
+    Raises:
+        StartError: It does not.
+    """
+    # redis-py takes a tenth of a second to import: only who needs it pays.
+    from wscluster.broker import probe
+
+    probing = asyncio.ensure_future(probe(url, timeout))
+    stopping = asyncio.ensure_future(stop_asked.wait())
+    await asyncio.wait([probing, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop_asked.is_set():
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
+    else:
+        await probing
 
 
 def _open_standard_streams() -> None:

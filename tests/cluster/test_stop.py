@@ -227,6 +227,31 @@ def test_a_stop_while_the_workers_boot(tmp_path: Path, number: signal.Signals) -
     run(main())
 
 
+def test_a_stop_while_the_bus_does_not_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        called = asyncio.Event()
+
+        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            called.set()
+            await reader.read(-1)
+            writer.close()
+
+        server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        cluster = Cluster(SERVED, redis_url=url, bus_timeout=60)
+        await cluster.start()
+        try:
+            await asyncio.wait_for(called.wait(), 20)
+            cluster.signal(signal.SIGTERM)
+            assert await cluster.wait_exit() == 0
+            assert (cluster.events, cluster.output) == ([], [])
+        finally:
+            await cluster.__aexit__(None, None, None)
+            server.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("moment", ["bound", "importing"])
 def test_a_ctrl_c_while_the_workers_boot_is_no_traceback(tmp_path: Path, moment: str) -> None:
     """The terminal sends it to every process of the group, to those too that cannot handle signals yet."""
