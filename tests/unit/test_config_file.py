@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wscluster.config import option_fields
 from wscluster.config_file import parse_config_file
 from wscluster.config_text import show_config
-from wscluster.sources import Sources, resolve
+from wscluster.sources import Sources, flag_values, resolve
 
 
 def parse(text: str, name: str = "wscluster.toml") -> tuple[dict[str, Any], list[str]]:
@@ -185,7 +185,7 @@ def test_any_text_that_is_shown_can_be_read_again(text: str) -> None:
 
 def test_no_password_is_shown() -> None:
     environment = {"REDIS_URL": "redis://u:sesame@h", "WSCLUSTER_SSL_KEYFILE_PASSWORD": "sesame"}
-    shown = show_config(resolve(Sources("a:b", environment=environment)))
+    shown = show_config(resolve(Sources("a:b", environment=environment, flags=flag_values({"ssl_certfile": "a.pem"}))))
     assert "sesame" not in shown
     assert f"redis_url = {json.dumps('redis://u:***@h')}" in shown
     assert 'ssl_keyfile_password = "***"' in shown
