@@ -24,8 +24,11 @@ opcodes = st.sampled_from([Opcode.CONT, Opcode.TEXT, Opcode.BINARY])
 
 
 @given(st.booleans(), sizes, st.booleans())
+@example(True, 125, False)
 @example(True, 125, True)
+@example(False, 126, False)
 @example(False, 126, True)
+@example(True, 65536, False)
 @example(True, 65536, True)
 def test_a_built_frame_is_the_librarys(text: bool, size: int, rsv1: bool) -> None:
     payload = bytes(index % 251 for index in range(size))
@@ -42,6 +45,9 @@ def test_a_built_frame_is_the_librarys(text: bool, size: int, rsv1: bool) -> Non
     st.binary(max_size=20),
     st.binary(max_size=20),
 )
+@example(Opcode.TEXT, True, False, 125, b"", b"")
+@example(Opcode.TEXT, True, True, 126, b"", b"")
+@example(Opcode.BINARY, True, True, 65536, b"", b"")
 def test_a_frame_is_measured_as_soon_as_its_length_is_there(
     opcode: Opcode, fin: bool, mask: bool, size: int, before: bytes, after: bytes
 ) -> None:

@@ -14,6 +14,7 @@ from wscluster.packets import (
     BootFailed,
     BusAt,
     Drain,
+    Ended,
     InvalidPacket,
     Offer,
     Offered,
@@ -63,12 +64,16 @@ packets: st.SearchStrategy[Packet] = st.one_of(
     st.builds(BootFailed, exit_code=counts, reason=texts, traceback=printable),
     st.builds(Adopted, numbers),
     st.builds(Refused, numbers),
+    st.builds(Ended, numbers),
     st.just(WantBus()),
     st.builds(Beat, serial=counts, stats=stats),
 )
 
 
 @given(packets)
+@example(Offer((Offered(1, "192.0.2.1", 80),)))
+@example(Adopted((1, 2)))
+@example(Beat(1, Stats()))
 def test_every_packet_survives_the_wire(packet: Packet) -> None:
     assert decode(encode(packet)) == packet
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 from websockets.http11 import Response
@@ -57,6 +57,8 @@ def test_what_has_no_fault_is_serialized_in_as_many_lines_as_it_has(phrase: str,
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("plain\n")
+@example("\x1b[2J\n")
 def test_an_escaped_body_is_printable_lines_of_the_length_that_is_told(text: str) -> None:
     made = response(body=text.encode(), headers=Headers({"Content-Length": str(len(text.encode()))}))
     escape_body(made)
