@@ -95,6 +95,7 @@ class Primary:
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
         self._boot_fault: StartError | None = None
+        self._given_up = ""
         self._shown: set[str] = set()
 
     async def run(self) -> int:
@@ -166,6 +167,7 @@ class Primary:
                 self._crew.send(worker, Drain(code, "", timeout))
             case fleet.GiveUpSlot(slot, reason):
                 logger.error("slot %d is given up: %s", slot, reason)
+                self._given_up = reason
                 self._hand(self._ledger.fail_slot(slot, now))
             case fleet.Listen():
                 self._listen()
@@ -211,7 +213,8 @@ class Primary:
 
     def _finish(self, exit_code: int) -> None:
         if exit_code in (ExitCode.NOT_STARTED, ExitCode.TARGET):
-            self._fault = self._boot_fault or StartError("no worker became ready", ExitCode(exit_code))
+            fault = "no worker became ready" + (f": {self._given_up}" if self._given_up else "")
+            self._fault = self._boot_fault or StartError(fault, ExitCode(exit_code))
         self._finished.set_result(exit_code)
 
     # Accepting

@@ -107,7 +107,7 @@ def _import_target(config: Config, report: Report) -> None:
         text = os.read(read, MAX_ANSWER)
     except subprocess.TimeoutExpired:
         fault = f"target {config.target!r} was not imported within {seconds:g} s (--worker-startup-timeout)"
-        report.blame(fault, ExitCode.TARGET)
+        report.blame(fault, ExitCode.NOT_STARTED)
         return
     except BlockingIOError:
         text = b""
@@ -119,7 +119,7 @@ def _import_target(config: Config, report: Report) -> None:
     if not end:
         report.blame(
             f"target {config.target!r}: the process that imported it ended by itself, with status {done.returncode}",
-            ExitCode.TARGET,
+            ExitCode.NOT_STARTED,
         )
         return
     said = json.loads(line)

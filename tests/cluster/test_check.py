@@ -80,22 +80,23 @@ def test_a_target_that_raises_shows_its_own_traceback(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "arguments", "line"),
+    ("target", "exit_code", "line"),
     [
-        ("gone:handler", [], "no module named 'gone' in "),
-        ("good:cat", [], "module 'good' has no attribute 'cat'"),
-        ("exits:handler", [], "target 'exits:handler': the process that imported it ended by itself, with status 3"),
-        (
-            "hangs:handler", ["--worker-startup-timeout", "1"],
-            "target 'hangs:handler' was not imported within 1 s (--worker-startup-timeout)",
-        ),
+        ("gone:handler", 4, "no module named 'gone' in "),
+        ("good:cat", 4, "module 'good' has no attribute 'cat'"),
+        ("exits:handler", 3, "target 'exits:handler': the process that imported it ended by itself, with status 3"),
+        ("hangs:handler", 3, "target 'hangs:handler' was not imported within 1 s (--worker-startup-timeout)"),
     ],
-)  # fmt: skip
-def test_a_target_that_cannot_be_served(folder: Path, target: str, arguments: list[str], line: str) -> None:
-    done = check(folder, target, *arguments)
+)
+def test_a_target_that_cannot_be_served_has_the_exit_code_of_serve(
+    folder: Path, target: str, exit_code: int, line: str
+) -> None:
+    timeout = ("--worker-startup-timeout", "1" if target.startswith("hangs") else "20")
+    done = check(folder, target, *timeout)
     (said,) = done.stderr.removeprefix("printed\n").splitlines()
     assert said.startswith(f"wscluster: {line}")
-    assert done.returncode == 4
+    assert done.returncode == exit_code
+    assert cli("serve", target, *timeout, "--port", "0", "--workers", "1", folder=folder).returncode == exit_code
 
 
 @pytest.mark.parametrize("target", ["threads:handler", "forks:handler"])

@@ -129,7 +129,10 @@ async def handler(ws): pass
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("import os; os._exit(9)", "no worker became ready"),
+        (
+            "import os; os._exit(9)",
+            "no worker became ready: 3 boots failed, the last one: its worker ended before it was ready",
+        ),
         (
             "import wscluster\n@wscluster.lifespan\nasync def life():\n    raise OSError('no database')\n    yield\n",
             "the lifespan raised OSError: no database",
