@@ -92,7 +92,7 @@ class Bus:
     bus_timeout: float = option(
         5.0, "Seconds after which a publish or join fails.", metavar="SECONDS", above=0, duration=True
     )
-    room_log: int = option(100, "Messages kept for each room; 0 keeps none.", low=0)
+    room_log: int = option(100, "Messages kept for each room; 0 keeps none.", low=0, high=MAX_INT)
     room_log_ttl: float = option(
         60.0, "Seconds that a room's log outlives its last message.", metavar="SECONDS", above=0, duration=True
     )

@@ -83,6 +83,8 @@ def take_value(item: Any, value: Any) -> Any:
         if isinstance(value, str):
             return parse_value(item, value)
         if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+            if not value and item.name == "allowed_origins":  # it would read as nobody, and mean everybody
+                raise ValueError("at least one is wanted")
             return tuple(map(_check_text, value))
         raise ValueError("a list of texts is wanted")
     if kind == "bool":

@@ -90,6 +90,7 @@ def test_a_value_of_python_or_toml_is_its_own_text(name: str) -> None:
         ("slot_wait", float("nan")), ("slot_wait", 10**400), ("slot_wait", [1]), ("host", 1), ("host", ["a"]),
         ("access_log", "true"), ("access_log", 1), ("bind", 1), ("bind", [1]), ("bind", {"a": 1}), ("sticky", "glue"),
         ("sticky", 1), ("ws_max_size", 0), ("ssl_keyfile_password", 1), ("backlog", 2**31), ("fd", 2**31),
+        ("allowed_origins", []), ("room_log", 2**31),
         ("control_socket", "a\0b"), ("subprotocols", ["a", "b\0"]), ("room_log_ttl", 10**10), ("slot_wait", "36501d"),
     ],
 )  # fmt: skip
