@@ -23,6 +23,8 @@ def show_config(resolved: Resolved) -> str:
             value = "auto"
         if name in ("host", "port") and (config.listen.bind or config.listen.uds or config.listen.fd is not None):
             value = None  # another way to listen has been chosen
+        if value == item.default == ():
+            value = None
         rows.append((name, None if value is None else _as_toml(hide_secrets(item, value))))
     texts = [f"# {name} is not set" if text is None else f"{name} = {text}" for name, text in rows]
     width = min(max(map(len, texts)), 60)
