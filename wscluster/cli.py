@@ -22,7 +22,8 @@ from wscluster.sources import flag_values
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 EPILOG = (
-    "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT; and in a file: slot-wait = 2."
+    "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT, and where others read a variable, "
+    "that one is [also] read; and in a file: slot-wait = 2."
 )
 
 
@@ -77,6 +78,8 @@ def _serve_options(command: AnyCommand) -> AnyCommand:
         default = "auto" if name == "workers" else item.default
         if default not in (None, ()) and "[default" not in text:
             text += f"  [default: {show_value(default)}]"
+        if facts["env"]:
+            text += f"  [also {', '.join(facts['env'])}]"
         if facts["switch"]:
             flags = f"{flag_of(name)}/--no-{flag_of(name)[2:]}"
             command = click.option(flags, name, cls=_Switch, default=None, help=text)(command)

@@ -357,3 +357,5 @@ def test_the_help_names_every_flag_and_its_default(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", done.stdout)
     assert "--graceful-timeout SECONDS Seconds that open connections get to end at a stop. [default: 30]" in text
     assert "--workers N|auto Number of workers; auto counts the CPUs that this process may use. [default: auto]" in text
+    assert "[default: auto] [also WEB_CONCURRENCY]" in text
+    assert "without it a private one. [also REDIS_URL]" in text
