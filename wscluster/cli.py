@@ -22,8 +22,8 @@ from wscluster.sources import flag_values
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 EPILOG = (
-    "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT, and where others read a variable, "
-    "that one is [also] read; and in a file: slot-wait = 2."
+    "Each flag can be set in the environment too: --slot-wait is WSCLUSTER_SLOT_WAIT; the variables in [also …], which "
+    "others read too, come after it. In a file: slot-wait = 2."
 )
 
 
