@@ -328,6 +328,7 @@ def test_who_ends_the_connection_in_the_middle_of_the_handshake_leaves_nothing(f
                         with contextlib.suppress(OSError):
                             raw.reset()
                     await raw.close()
+                await cluster.wait_status(lambda status: status["workers"][0]["adopted"] == 41)
                 async with asyncio.timeout(5):  # long before the handshake's deadline
                     while set(open_fds(pids[0])) != before:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
