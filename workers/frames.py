@@ -20,6 +20,9 @@ BINARY = 0x82
 RSV1 = 0x40
 """Says that a message is compressed (RFC 7692, 6)."""
 
+CONTROL = 0x08
+"""Bit of the opcode of control frames (RFC 6455, 5.5)."""
+
 MASKED = 0x80
 _OPCODES = frozenset((0, 1, 2, 8, 9, 10))
 _SHORT_HEADS = {first: tuple(bytes((first, n)) for n in range(126)) for first in (TEXT, BINARY)}

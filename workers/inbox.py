@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # The library's own variable: a handler that needs more there needs more here.
 _MAX_FRAGMENTS = int(os.environ.get("WEBSOCKETS_MAX_FRAGMENTS", MAX_FRAGMENTS))
+FREE_INFLATED_BYTES = 4096
+"""A frame with more payload than that begins a turn, however small it came: compression makes a thousandth of it."""
+
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -183,6 +186,8 @@ class Inbox(Closing):
 
     def _take_data(self, frame: Frame) -> None:
         """Take a data frame that came through the parser: a whole message or a fragment of one."""
+        if len(frame.data) > FREE_INFLATED_BYTES:
+            self.server.turns.begin()
         if frame.opcode is CONT:
             fragments = self._fragments
             if fragments is not None:

@@ -22,6 +22,9 @@ class Turns(Generic[Item]):
 
     Args:
         seconds: Time of a turn; what is under way when it ends is finished.
+
+    Attributes:
+        begun: Whether something costly was read in this turn of the loop, or waits: then the clock is looked at.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Turns(Generic[Item]):
         self._seconds = seconds
         self._clock = clock
         self._over = 0.0
+        self.begun = False
         self._waiting: dict[Item, None] = {}
 
     def __len__(self) -> int:
@@ -44,12 +48,18 @@ class Turns(Generic[Item]):
 
     def is_over(self) -> bool:
         """Say whether this turn's time is over; the first who asks begins it."""
-        if self._over:
+        if self.begun:
             return self._clock() >= self._over
-        self._over = self._clock() + self._seconds
-        # The loop calls this before it reads from sockets again: that is the next turn.
-        self._loop.call_soon(self._next)
+        self.begin()
         return False
+
+    def begin(self) -> None:
+        """Begin the turn, unless it has begun: something costly is read, or was."""
+        if not self.begun:
+            self.begun = True
+            self._over = self._clock() + self._seconds
+            # The loop calls this before it reads from sockets again: that is the next turn.
+            self._loop.call_soon(self._next)
 
     def wait(self, item: Item) -> None:
         """Let ``item`` go on in a later turn, behind all that wait already; only where `is_over` was true."""
@@ -60,9 +70,9 @@ class Turns(Generic[Item]):
         self._waiting.pop(item, None)
 
     def _next(self) -> None:
-        self._over = 0.0
+        self.begun = False
         for item in tuple(self._waiting):
-            if self._over and self._clock() >= self._over:
+            if self.begun and self._clock() >= self._over:
                 break
             if item in self._waiting:
                 del self._waiting[item]

@@ -18,7 +18,7 @@ from websockets.frames import PING, PONG, Frame
 from websockets.http11 import Request
 from websockets.protocol import CLOSING, CONNECTING
 
-from wscluster.workers.frames import BINARY, MASKED, RSV1, TEXT, apply_mask, measure_frame, refused_at_once
+from wscluster.workers.frames import BINARY, CONTROL, MASKED, TEXT, apply_mask, measure_frame, refused_at_once
 from wscluster.workers.inbox import Inbox
 from wscluster.workers.outbound import WRITE_HIGH_BYTES
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HEAD_END = b"\r\n\r\n"
 FREE_BYTES = 128
-"""A first frame up to this size that is not compressed is read whatever a turn has cost already: it costs little."""
+"""A first frame up to this size begins no turn, and a control frame of this size waits for none: it costs little."""
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -81,7 +81,7 @@ class Wire(Inbox):
         """Cut ``data`` into frames until the inbox is full; the rest waits in ``_partial``."""
         at, end = 0, len(data)
         limit = self.server.max_size
-        inbox = self._inbox
+        inbox, turns = self._inbox, self.server.turns
         before = len(inbox)
         while at < end:
             if len(inbox) > self.server.max_queue and not self._dropping:
@@ -100,7 +100,7 @@ class Wire(Inbox):
                 self._partial, self._need = data[at:], stop - at
                 break
             # Everything else is for the parser: one whole frame, or all there is of one that it refuses.
-            if (at or first & RSV1 or stop > FREE_BYTES) and self.server.turns.is_over():
+            if (at or stop > FREE_BYTES or (turns.begun and not first & CONTROL)) and turns.is_over():
                 self._partial, self._need = data[at:], 0
                 self._wait_for_turn()
                 break

@@ -66,6 +66,19 @@ def test_a_turn_ends_when_its_time_is_over_and_the_others_have_theirs_first() ->
     assert sum(worker.frames.values()) == 0
 
 
+def test_something_costly_that_was_read_without_asking_begins_the_turn() -> None:
+    worker = Worker()
+    assert not worker.turns.begun
+    worker.turns.begin()
+    assert worker.turns.begun
+    worker.arrive("a", 5)
+    worker.turns.begin()  # only once: it does not begin anew
+    assert worker.read == ["a", "a", "a"]
+    assert worker.turn() == "aa"
+    assert worker.turn() == ""
+    assert not worker.turns.begun
+
+
 def test_every_turn_reads_at_least_one_frame_however_long_it_takes() -> None:
     worker = Worker(seconds=0.1)
     worker.arrive("a", 2)
