@@ -54,6 +54,8 @@ class Lineup:
     def follow(self, entries: Sequence[tuple[Position, Envelope | None]], *, whole: bool) -> list[Delivery] | None:
         """Return what comes next for the member, oldest first; None where something of it is gone.
 
+        What the log no longer has, because others published much meanwhile, may be held.
+
         Args:
             entries: The log after `last`; None where it does not hold the payload.
             whole: Whether they are all that there was.
@@ -61,6 +63,15 @@ class Lineup:
         held = {delivery.position: delivery for delivery in self._held}
         found: list[Delivery] = []
         at = self.last
+        first = entries[0][0] if entries else None
+        begun = 0
+        for delivery in self._held:
+            if not _covers(at, delivery.position):
+                if delivery.position == first or not _is_next(at, delivery.position):
+                    break
+                found.append(delivery)
+                at = delivery.position
+            begun += 1
         for position, logged in entries:
             live = held.get(position)
             envelope = logged or (None if live is None else live.envelope)
@@ -69,7 +80,7 @@ class Lineup:
             found.append(Delivery(position, envelope))
             at = position
         if whole and not self.spilled:
-            for delivery in self._held:
+            for delivery in self._held[begun:]:
                 if _covers(at, delivery.position):
                     continue
                 if not _is_next(at, delivery.position):
