@@ -236,7 +236,7 @@ class Bus:
         return Subscription(self._rooms, channels, max_queue, self._loop, self._subscriptions)
 
     def end_subscriptions(self) -> None:
-        """The worker drains: whoever iterates over rooms gets what waits, and then comes to the end."""
+        """The worker drains: whoever iterates over rooms, or is about to, gets what waits, and then the end."""
         for subscription in tuple(self._subscriptions):
             subscription.end()
 

@@ -42,23 +42,21 @@ class Subscription:
         if self._entered:
             raise RuntimeError("a subscription is entered once: call wscluster.subscribe again")
         self._entered = True
+        self._open_ones[self] = None
         try:
             async with asyncio.TaskGroup() as group:
                 for name, channel in self._channels.items():
                     group.create_task(self._hear(name, channel))
         except BaseExceptionGroup as failed:
-            self._leave()
+            self._close()
             raise failed.exceptions[0] from None
         except BaseException:
-            self._leave()
+            self._close()
             raise
-        self._open_ones[self] = None
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._open_ones.pop(self, None)
-        self._leave()
-        self.end()
+        self._close()
 
     def __aiter__(self) -> Self:
         return self
@@ -89,12 +87,18 @@ class Subscription:
         self._ended = True
         self._wake()
 
+    def _close(self) -> None:
+        self._open_ones.pop(self, None)
+        self.end()
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def _hear(self, name: str, channel: bytes) -> None:
         room = await self._subscribed.wait_live(name, channel)
+        if self._ended:
+            return
         assert room.feed.last is not None
         self._backlog.begin(name, room.feed.last)
         room.taps[self] = None

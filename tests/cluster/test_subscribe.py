@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,34 @@ def test_it_is_for_workers_and_says_so() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_one_that_is_being_entered_when_its_worker_drains_comes_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "entering.py").write_text(
+        """
+import wscluster
+
+async def enter(ws):
+    print("entering", flush=True)
+    async with wscluster.subscribe("lobby") as messages:
+        print("heard", [message async for message in messages], flush=True)
+"""
+    )
+
+    async def main(valkey: Valkey) -> None:
+        async with Cluster("entering:enter", app_dir=tmp_path, workers=1, redis_url=valkey.url) as cluster:
+            async with cluster.connect():
+                valkey.signal(signal.SIGSTOP)
+                await cluster.wait_output("entering")
+                stopping = asyncio.create_task(cluster.stop())
+                await cluster.wait_output("stopping: ")
+            valkey.signal(signal.SIGCONT)
+            await cluster.wait_output("heard []")
+            assert await stopping == 0
+            assert "cancelled" not in "".join(cluster.output)
+
+    with Valkey(tmp_path) as valkey:
+        run(main(valkey))
+
+
 def test_background_tasks_and_lifespans_hear_rooms_before_and_after_the_yield_and_end_with_the_drain(
     tmp_path: Path,
 ) -> None:
@@ -162,9 +191,10 @@ async def life():
 async def listen_and_publish(ws):
     async with wscluster.subscribe("lobby") as messages:
         await ws.send("ready")
-        await wscluster.publish("lobby", "from a handler")
         first, second = asyncio.create_task(anext(messages)), asyncio.create_task(anext(messages))
-        await asyncio.wait([first, second])
+        await asyncio.wait([second])
+        await wscluster.publish("lobby", "from a handler")
+        await first
         await ws.send(f"{first.exception() or first.result().data} {second.exception() or ''}")
         # Given up while it waits, nothing is lost.
         try:
