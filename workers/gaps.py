@@ -8,6 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from websockets.exceptions import ConnectionClosed
+
 from wscluster.api import Gap
 from wscluster.workers.feed import Lost
 
@@ -98,5 +100,7 @@ class Gaps:
 async def _await(member: Connection, result: Awaitable[Any], gap: Gap) -> None:
     try:
         await result
+    except ConnectionClosed:
+        pass  # as where it ends a handler: there is nobody to tell
     except Exception:
         member.logger.exception("on_gap of room %r failed", gap.room)

@@ -343,6 +343,8 @@ def test_on_gap_is_told_where_its_connection_is_and_what_it_raises_is_logged(tmp
         """
 import dataclasses, json
 
+from websockets.exceptions import ConnectionClosedOK
+
 async def listen(ws):
     kind = await ws.recv()
     told = []
@@ -356,10 +358,13 @@ async def listen(ws):
     def broken(gap):
         raise LookupError("this handler's own fault")
 
+    async def closed(gap):
+        raise ConnectionClosedOK(None, None)
+
     async def broken_later(gap):
         raise LookupError("this handler's own fault, later")
 
-    kinds = {"plain": plain, "later": later, "broken": broken, "broken later": broken_later, "none": None}
+    kinds = {"plain": plain, "later": later, "broken": broken, "closed": closed, "broken later": broken_later, "none": None}
     joined = await ws.join("lobby", on_gap=kinds[kind])
     await ws.send(joined.position)
     async for _ in ws:
@@ -377,7 +382,7 @@ async def wrong(ws):
         cluster = Cluster("gaps:listen", app_dir=tmp_path, workers=1, redis_url=valkey.url)
         async with cluster, contextlib.AsyncExitStack() as stack:
             clients = {}
-            for kind in ("broken", "plain", "later", "broken later", "none"):
+            for kind in ("broken", "plain", "later", "closed", "broken later", "none"):
                 clients[kind] = await stack.enter_async_context(cluster.connect())
                 await clients[kind].send(kind)
                 await clients[kind].recv()
