@@ -364,8 +364,8 @@ async def listen(ws):
     async def broken_later(gap):
         raise LookupError("this handler's own fault, later")
 
-    kinds = {"plain": plain, "later": later, "broken": broken, "closed": closed, "broken later": broken_later, "none": None}
-    joined = await ws.join("lobby", on_gap=kinds[kind])
+    kinds = {"plain": plain, "later": later, "broken": broken, "closed": closed, "broken later": broken_later}
+    joined = await ws.join("lobby", on_gap=kinds.get(kind))
     await ws.send(joined.position)
     async for _ in ws:
         await ws.send(json.dumps(told))
