@@ -13,6 +13,9 @@ from itertools import pairwise
 Place = tuple[int, int]
 """A position as the document of the bus writes it: epoch and count. A later epoch is a larger one."""
 
+NOWHERE: Place = (0, 0)
+"""Where a room stands that has no log: before everything that is to come."""
+
 
 def place(position: str) -> Place:
     """Return the epoch and the count of a position."""
@@ -181,15 +184,27 @@ def _check_losses(session: Session, places: Mapping[str, Mapping[str, Place]], f
     if began is None:
         return
     standing = places.get(session.room, {})
-    first = place(session.since) if session.since and began.recovered else place(began.position)
+    first = _first_covered(session, began, standing)
     reached = [standing[text] for text in session.heard() if text in standing]
     reached += [place(item.position) for item in session.items if isinstance(item, Mark)]
+    if not reached or first == NOWHERE:
+        return
     last = max(reached, default=first)
     heard = set(session.heard())
     gaps = list(_gaps(session, standing))
     for text, at in standing.items():
         if first < at <= last and text not in heard and not any(after < at < before for after, before in gaps):
             faults.append(f"{_name(session)}: {text!r} at {at} was neither heard nor told as lost")
+
+
+def _first_covered(session: Session, began: Began, standing: Mapping[str, Place]) -> Place:
+    """Return the position after which the session covers everything."""
+    if session.since and began.recovered:
+        return place(session.since)
+    first = place(began.position)
+    if first == NOWHERE:  # the room had no log: it covers the whole of the one that it hears first
+        first = next(((standing[text][0], 0) for text in session.heard() if text in standing), first)
+    return first
 
 
 def _gaps(session: Session, standing: Mapping[str, Place]) -> Iterable[tuple[Place, Place]]:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pickle
 import random
 import signal
 import tempfile
@@ -61,6 +62,7 @@ class Trouble:
         self.publishes: list[Published] = []
         self.sessions: list[Session] = []
         self.done: Counter[str] = Counter()
+        self.finals: dict[str, str] = {}
 
     async def run(self, seconds: float) -> Verdict:
         """Make trouble for ``seconds``, let everything heal, and judge."""
@@ -76,6 +78,7 @@ class Trouble:
             finals = await self._heal()
             for task in running:
                 task.cancel()
+        self.finals = finals
         return judge(self.publishes, self.sessions, finals)
 
     # Publishers and subscribers
@@ -257,8 +260,8 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-async def trouble(folder: Path, seconds: float, seed: int, rate: float = 30) -> tuple[Verdict, Counter[str]]:
-    """Run a cluster of 3 workers under trouble for ``seconds``; returns the verdict and what was done.
+async def trouble(folder: Path, seconds: float, seed: int, rate: float = 30) -> tuple[Verdict, Trouble]:
+    """Run a cluster of 3 workers under trouble for ``seconds``; returns the verdict and what it is about.
 
     Args:
         rate: Messages a second of each publisher.
@@ -272,7 +275,7 @@ async def trouble(folder: Path, seconds: float, seed: int, rate: float = 30) -> 
             }
             async with Cluster("tests.nemesis.handlers:serve", workers=3, graceful_timeout=2, **options) as cluster:
                 run = Trouble(cluster, valkey, relay, seed, rate)
-                return await run.run(seconds), run.done
+                return await run.run(seconds), run
 
 
 def main() -> int:
@@ -281,11 +284,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--rate", type=float, default=30, help="messages a second of each publisher")
+    parser.add_argument("--history", type=Path, help="file that gets what was published and heard (pickle)")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        verdict, done = asyncio.run(trouble(Path(folder), arguments.seconds, arguments.seed, arguments.rate))
-    print(", ".join(f"{what} {count} times" for what, count in done.items()))
+        verdict, run = asyncio.run(trouble(Path(folder), arguments.seconds, arguments.seed, arguments.rate))
+    print(", ".join(f"{what} {count} times" for what, count in run.done.items()))
+    if arguments.history is not None:
+        arguments.history.write_bytes(pickle.dumps((run.publishes, run.sessions, run.finals)))
     print(verdict)
     return 1 if verdict.faults else 0
 

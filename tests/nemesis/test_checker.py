@@ -94,6 +94,15 @@ def test_a_loss_between_two_epochs_is_rejected_unless_told() -> None:
 
 
 @given(st.data())
+def test_who_begins_in_a_room_without_a_log_is_owed_the_whole_of_the_next(data: st.DataObject) -> None:
+    old = [Published("r", f"o{n}", f"{E - 9}-{n}") for n in (1, 2)]
+    heard = data.draw(st.lists(st.integers(1, 5), unique=True).map(sorted))
+    gone = Session("one", "r", None, [Began("0-0", recovered=False), *[Heard(f"m{n}") for n in heard]])
+    found = faults([*old, *ALL], gone, final=heard[-1] if heard else 5)
+    assert found.count("was neither heard") == (heard[-1] - len(heard) if heard else 0)
+
+
+@given(st.data())
 def test_any_single_loss_double_or_swap_is_found(data: st.DataObject) -> None:
     count = data.draw(st.integers(4, 30))
     good = list(range(1, count + 1))

@@ -13,12 +13,12 @@ def test_a_minute_of_trouble_loses_doubles_and_reorders_nothing_unsaid(tmp_path:
     seed = random.randrange(1 << 32)
 
     async def main() -> None:
-        verdict, done = await trouble(tmp_path, SECONDS, seed)
-        assert not verdict.faults, f"seed {seed}, {done}\n{verdict}"
+        verdict, made = await trouble(tmp_path, SECONDS, seed)
+        assert not verdict.faults, f"seed {seed}, {made.done}\n{verdict}"
         # It was no idle minute.
         assert verdict.published > 1000
         assert verdict.heard > 3000
         assert verdict.recovered > 5
-        assert sum(done.values()) > 10
+        assert made.done.total() > 10
 
     run(main(), timeout=SECONDS + 150)
