@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
@@ -24,6 +26,18 @@ GAP_LOG_SECONDS = 1.0
 logger = logging.getLogger("wscluster.bus")
 
 
+@dataclass(slots=True, eq=False)
+class _Wish:
+    """What a member wants to be called for the losses of one room.
+
+    A coroutine function is called once at a time; what is lost meanwhile is told by one more call, as one gap.
+    """
+
+    on_gap: OnGap
+    task: asyncio.Task[None] | None = None
+    waiting: Gap | None = None
+
+
 class Gaps:
     """The losses of all rooms, and who wants to know of them.
 
@@ -34,7 +48,7 @@ class Gaps:
     def __init__(self, hub: Hub[Connection], loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
         self._loop = loop
-        self._calls: dict[Connection, dict[str, OnGap]] = {}
+        self._wishes: dict[Connection, dict[str, _Wish]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged_at = -GAP_LOG_SECONDS
         self._unlogged = 0
@@ -43,44 +57,56 @@ class Gaps:
     def expect(self, member: Connection, room: str, on_gap: OnGap | None) -> None:
         """Call ``on_gap`` for each loss of ``room`` while ``member`` is in it; None leaves what was said before."""
         if on_gap is not None:
-            self._calls.setdefault(member, {})[room] = on_gap
+            self._wishes.setdefault(member, {})[room] = _Wish(on_gap)
 
     def leave(self, member: Connection, room: str) -> None:
         """``member`` has left ``room``."""
-        if member in self._calls:
-            self._calls[member].pop(room, None)
+        if member in self._wishes:
+            self._wishes[member].pop(room, None)
 
     def forget(self, member: Connection) -> None:
         """``member`` has closed."""
-        self._calls.pop(member, None)
+        self._wishes.pop(member, None)
 
     def tell(self, room: str, lost: Lost) -> None:
         """Messages of ``room`` were lost."""
         self.count += 1
         self._log(room, lost)
-        if not self._calls:
+        if not self._wishes:
             return
         gap = Gap(room, str(lost.after), "" if lost.before is None else str(lost.before))
         for member in tuple(self._hub.members(room)):
-            on_gap = self._calls.get(member, {}).get(room)
-            if on_gap is not None and member.is_open:
-                self._call(member, on_gap, gap)
+            wish = self._wishes.get(member, {}).get(room)
+            if wish is not None:
+                self._call(member, wish, gap)
 
     def close(self) -> None:
         """Cancel the asynchronous ones that are still under way."""
         for task in self._tasks:
             task.cancel()
 
-    def _call(self, member: Connection, on_gap: OnGap, gap: Gap) -> None:
+    def _call(self, member: Connection, wish: _Wish, gap: Gap) -> None:
+        if not member.is_open:
+            return
+        if wish.task is not None:
+            wish.waiting = gap if wish.waiting is None else Gap(gap.room, wish.waiting.after, gap.before)
+            return
         try:
-            result = on_gap(gap)
+            result = wish.on_gap(gap)
         except Exception:
             member.logger.exception("on_gap of room %r failed", gap.room)
             return
         if inspect.isawaitable(result):
-            task = self._loop.create_task(_await(member, result, gap))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            wish.task = self._loop.create_task(_await(member, result, gap))
+            self._tasks.add(wish.task)
+            wish.task.add_done_callback(functools.partial(self._called, member, gap.room, wish))
+
+    def _called(self, member: Connection, room: str, wish: _Wish, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        wish.task = None
+        waiting, wish.waiting = wish.waiting, None
+        if waiting is not None and self._wishes.get(member, {}).get(room) is wish:
+            self._call(member, wish, waiting)
 
     def _log(self, room: str, lost: Lost) -> None:
         now = self._loop.time()

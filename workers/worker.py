@@ -167,7 +167,7 @@ class Worker:
             state = await anext(life)
         except StopAsyncIteration:
             raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, "the lifespan ended without a yield", "")) from None
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             reason = f"the lifespan raised {type(exc).__name__}: {exc}"
             raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, user_traceback(exc))) from exc
         if state is not None and not isinstance(state, Mapping):
@@ -182,7 +182,7 @@ class Worker:
             return
         except TimeoutError:
             logger.error("the lifespan was not left within the graceful timeout")
-        except Exception:
+        except (Exception, SystemExit):
             logger.exception("the lifespan raised while it was left")
         else:
             logger.error("the lifespan yielded more than once")

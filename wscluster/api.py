@@ -220,7 +220,8 @@ class Connection(Protocol):
                 for a client that reads slowly; one for which the log no longer has what is next is closed (1013). A
                 connection that is in the room already gets no replay: ``recovered`` says whether it needs none.
             on_gap: A function or coroutine function that is called with each `Gap` of the room, until the connection
-                leaves it. What it raises is logged.
+                leaves it. What it raises is logged. A coroutine function is called once at a time; what is lost
+                meanwhile is told by one more call, as one gap.
 
         Raises:
             TypeError: An argument is of a wrong type.
@@ -234,6 +235,9 @@ class Connection(Protocol):
 
     async def publish(self, room: str, message: DataLike, *, exclude_self: bool = False) -> str:
         """Send ``message`` to every member of ``room`` on every worker; returns its position.
+
+        ``exclude_self`` means this connection: a client that comes back with ``since`` has another one, and gets its
+        earlier messages.
 
         Raises:
             TypeError: The message is neither `str` nor bytes-like.

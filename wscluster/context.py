@@ -75,7 +75,8 @@ def subscribe(*rooms: str, max_queue: int = 1024) -> RoomsHeard:
 
     ``async with`` it, which returns when the subscriptions are live, and iterate over what that gives: each `Message`
     of the rooms, in each room's order, and a `Gap` wherever messages were lost. The iteration ends when the worker
-    drains, after what waited; leaving the context ends it too. One task at a time iterates.
+    drains, after what waited; leaving the context ends it too. One that is entered during the drain, as at the end of a
+    lifespan, lives until it is left. One task at a time iterates.
 
     Args:
         max_queue: Messages, of all its rooms together, that wait for the iteration. With more the oldest are dropped,

@@ -296,7 +296,7 @@ def test_a_folder_of_control_sockets_that_is_a_link_is_refused(modules: Path, tm
 
 def test_a_folder_of_control_sockets_of_another_user_is_refused(modules: Path, tmp_path: Path) -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can give a folder away")
+        cannot_run("only root can give a folder away")
     (tmp_path / "run").mkdir()
     folder = tmp_path / "run" / "wscluster"
     folder.mkdir(mode=0o700)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.cluster.process_support import cli, close_code, connect_to_slot, environment
 from tests.cluster.test_limits import as_nobody, folder_for_nobody
-from tests.support import open_fds, run
+from tests.support import cannot_run, open_fds, run
 from wscluster.control_client import ControlError, ask
 from wscluster.gateway.control import MAX_CONNECTIONS, MAX_LINE_BYTES
 from wscluster.testing import Cluster
@@ -250,7 +250,7 @@ with socket.socket(socket.AF_UNIX) as sock:
 def test_another_user_cannot_call_even_where_the_socket_is_open_to_all() -> None:
     """The mode keeps others out; where somebody has changed it, the kernel says who calls (SO_PEERCRED)."""
     if os.getuid() != 0:
-        pytest.skip("only root can be somebody else for a moment")
+        cannot_run("only root can be somebody else for a moment")
     folder = folder_for_nobody()
     path = folder / "control.sock"
 

@@ -299,6 +299,7 @@ def test_the_access_log_is_off_by_default_and_has_two_lines_for_a_connection(tmp
     [
         ("async def life(app): yield", 4, "takes (app), but it is called with no arguments"),
         ("async def life(): return {}", 4, "is no async generator function (`yield` once)"),
+        ("async def life():\n    raise SystemExit(5)\n    yield", 3, "the lifespan raised SystemExit: 5"),
         ("async def life():\n    yield 5", 3, "the lifespan yielded 'int': a mapping or nothing is wanted"),
     ],
 )
