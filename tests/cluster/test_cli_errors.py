@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.process_support import cli, environment
+from tests.support import cannot_run
 
 MODULES = {
     "good": "async def handler(ws): pass\n",

@@ -299,7 +299,6 @@ def test_the_access_log_is_off_by_default_and_has_two_lines_for_a_connection(tmp
     [
         ("async def life(app): yield", 4, "takes (app), but it is called with no arguments"),
         ("async def life(): return {}", 4, "is no async generator function (`yield` once)"),
-        ("async def life():\n    raise SystemExit(5)\n    yield", 3, "the lifespan raised SystemExit: 5"),
         ("async def life():\n    yield 5", 3, "the lifespan yielded 'int': a mapping or nothing is wanted"),
     ],
 )
@@ -309,6 +308,15 @@ def test_a_lifespan_that_cannot_be_one(tmp_path: Path, source: str, exit_code: i
     assert done.returncode == exit_code
     assert line in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_lifespan_that_exits_is_a_failed_boot_and_shows_its_traceback(tmp_path: Path) -> None:
+    source = "@wscluster.lifespan\nasync def life():\n    raise SystemExit(5)\n    yield\n"
+    (tmp_path / "app.py").write_text(f"import wscluster\n{source}async def handler(ws): pass\n")
+    done = cli("serve", "app:handler", "--port", "0", "--workers", "1", folder=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("wscluster: the lifespan raised SystemExit: 5\n")
 
 
 def test_a_basic_auth_that_raises_names_the_connection_and_not_the_password(tmp_path: Path) -> None:
