@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from wscluster.envelope import START, Envelope, Position
 
 MAX_HELD = 4096
-"""Live messages held while the log is read; more are lost, which their positions show."""
+"""Live messages held while the log is read; later ones are left to the log, or lost, which their positions show."""
+MAX_HELD_BYTES = 8 * 1024 * 1024
+"""Bytes of their payloads; a first message is held whatever its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Feed:
     previous: Position | None = None
     doubts: bool = False
     _held: list[Delivery] | None = None
+    # Bytes that may still be held; below 0 nothing more is, lest a smaller message take the place of a larger one.
+    _bytes_left: int = 0
     # Set while the log is read: where a hole begins whose end is not known yet.
     _hole: Position | None = None
     # The last live message that was held when the connection broke off before the log was read: only a log of the same
@@ -73,12 +77,13 @@ class Feed:
         self.doubts = False
         if self._held:
             self._dropped = self._held[-1].position
-        self._held = []
+        self._held, self._bytes_left = [], MAX_HELD_BYTES
 
     def receive(self, position: Position, envelope: Envelope) -> Sequence[Told]:
         """A live message; returns what follows. Where that is nothing, `doubts` may have become true."""
         if self._held is not None:
-            if len(self._held) < MAX_HELD:
+            self._bytes_left -= len(envelope.payload)
+            if not self._held or (len(self._held) < MAX_HELD and self._bytes_left >= 0):
                 self._held.append(Delivery(position, envelope))
             return []
         last = self.last
@@ -91,7 +96,7 @@ class Feed:
         else:
             follows = position.seq == 1 and position.epoch > last.epoch
         if not follows:
-            self._held = [Delivery(position, envelope)]
+            self._held, self._bytes_left = [Delivery(position, envelope)], MAX_HELD_BYTES - len(envelope.payload)
             self.doubts = True
             return []
         if position.epoch != last.epoch:

@@ -226,6 +226,27 @@ def test_more_than_can_be_held_is_a_hole_unless_the_log_has_it(monkeypatch: pyte
     assert short(feed.synced_again(entries(6, 7, 8), at(8), log_kept=True)) == ["7-6", "7-7", "7-8"]
 
 
+def test_more_bytes_than_can_be_held_are_a_hole_and_nothing_smaller_takes_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed_module, "MAX_HELD_BYTES", 10)
+
+    def seqs(outcomes: Sequence[Outcome]) -> list[int]:
+        return [outcome.position.seq for outcome in outcomes if isinstance(outcome, Delivery)]
+
+    feed = synced(3)
+    feed.begin_sync()
+    # The first is held whatever its size.
+    feed.receive(at(4), Envelope(text=False, payload=b"x" * 8))
+    feed.receive(at(5), Envelope(text=False, payload=b"x" * 3))
+    feed.receive(at(6), Envelope(text=False, payload=b"x"))
+    assert seqs(feed.synced_again([], at(3), log_kept=True)) == [4]
+    feed.begin_sync()
+    feed.receive(at(5), Envelope(text=False, payload=b"x" * 99))
+    feed.receive(at(6), Envelope(text=False, payload=b""))
+    assert seqs(feed.synced_again([], at(4), log_kept=True)) == [5]
+
+
 def test_what_was_held_when_the_connection_broke_off_again_is_lost_where_the_log_is_gone() -> None:
     feed = Feed()
     feed.begin_sync()
