@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from tests.cluster.room_support import ROOMS, Member, NoBus, Valkey, member, pair, private_valkeys, redis_at, wait_until
 from tests.support import run
@@ -530,6 +531,23 @@ def test_a_password_that_is_changed_under_a_cluster_is_named_and_never_shown(tmp
     run_with_valkey(tmp_path, main, "--requirepass", "sesame")
 
 
+async def use_rooms_without_logs(redis: Redis, one: Member) -> None:
+    """Rooms whose keys are no logs: each says so, and lives again when they are gone."""
+    for number, (command, *arguments) in enumerate(
+        (("SET", "x"), ("HSET", "a", "b"), ("SADD", "a"), ("LPUSH", "a"), ("ZADD", "1", "a"))
+    ):
+        key = f"wscluster:{{room {number}}}"
+        redis.execute_command(command, key, *arguments)  # type: ignore[no-untyped-call]
+        with pytest.raises(NoBus, match="WRONGTYPE"):
+            await one.publish("x", f"room {number}")
+        with pytest.raises(NoBus):
+            await one.join(f"room {number}")
+        redis.delete(key)
+        await one.join(f"room {number}")
+        await one.publish(f"alive {number}", f"room {number}")
+        await one.wait_for(f"alive {number}")
+
+
 def test_hostile_payloads_and_keys_of_other_types_end_no_worker(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -570,20 +588,7 @@ def test_hostile_payloads_and_keys_of_other_types_end_no_worker(tmp_path: Path) 
                     for forged in {text.rpartition(" ")[0] for text in true}:
                         numbers = [int(text.rpartition(" ")[2]) for text in true if text.rpartition(" ")[0] == forged]
                         assert numbers == sorted(numbers)
-                # Logs that are none: each room says so, and lives again when they are gone.
-                for number, (command, *arguments) in enumerate(
-                    (("SET", "x"), ("HSET", "a", "b"), ("SADD", "a"), ("LPUSH", "a"), ("ZADD", "1", "a"))
-                ):
-                    key = f"wscluster:{{room {number}}}"
-                    redis.execute_command(command, key, *arguments)  # type: ignore[no-untyped-call]
-                    with pytest.raises(NoBus, match="WRONGTYPE"):
-                        await here.publish("x", f"room {number}")
-                    with pytest.raises(NoBus):
-                        await here.join(f"room {number}")
-                    redis.delete(key)
-                    await here.join(f"room {number}")
-                    await here.publish(f"alive {number}", f"room {number}")
-                    await here.wait_for(f"alive {number}")
+                await use_rooms_without_logs(redis, here)
                 # A stream of somebody else's: entries that are no messages.
                 redis.xadd("wscluster:{strange}", {"other": "field"})
                 redis.xadd("wscluster:{strange}", {"e": evil})

@@ -338,9 +338,7 @@ def test_a_forged_position_does_not_silence_a_room() -> None:
     run(main())
 
 
-def test_on_gap_is_told_where_its_connection_is_and_what_it_raises_is_logged(tmp_path: Path) -> None:
-    (tmp_path / "gaps.py").write_text(
-        """
+GAPS = """
 import dataclasses, json
 
 from websockets.exceptions import ConnectionClosedOK
@@ -376,7 +374,10 @@ async def wrong(ws):
     except TypeError as exc:
         await ws.send(str(exc))
 """
-    )
+
+
+def test_on_gap_is_told_where_its_connection_is_and_what_it_raises_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "gaps.py").write_text(GAPS)
 
     async def main(valkey: Valkey) -> None:
         cluster = Cluster("gaps:listen", app_dir=tmp_path, workers=1, redis_url=valkey.url)

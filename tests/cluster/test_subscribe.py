@@ -155,11 +155,7 @@ async def enter(ws):
         run(main(valkey))
 
 
-def test_background_tasks_and_lifespans_hear_rooms_before_and_after_the_yield_and_end_with_the_drain(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "listener.py").write_text(
-        """
+LISTENER = """
 import asyncio
 import wscluster
 
@@ -209,7 +205,12 @@ async def listen_and_publish(ws):
     except StopAsyncIteration:
         print("handler ended", flush=True)
 """
-    )
+
+
+def test_background_tasks_and_lifespans_hear_rooms_before_and_after_the_yield_and_end_with_the_drain(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "listener.py").write_text(LISTENER)
 
     async def main() -> None:
         async with Cluster("listener:listen_and_publish", app_dir=tmp_path, workers=1) as cluster:
