@@ -23,7 +23,8 @@ _RESET = struct.pack("ii", 1, 0)
 
 logger = logging.getLogger("wscluster.primary")
 
-Accepted = tuple[socket.socket, str, int]
+Accepted = tuple[socket.socket, str, int, int]
+"""A connection: its socket, host and port of the client, number of the listener."""
 
 
 class Listener:
@@ -34,8 +35,9 @@ class Listener:
 
     Args:
         bound: A bound socket; the listener owns it.
-        on_batch: Called with what was accepted: socket, host and port of the client.
+        on_batch: Called with what was accepted.
         on_shed: Called for each connection that was reset for want of a descriptor.
+        number: The listener's own number, counted from 0.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[list[Accepted]], None],
         on_shed: Callable[[], None],
+        number: int = 0,
     ) -> None:
         self.name = bound.name
+        self._number = number
         self._bound = bound
         self._sock = bound.sock
         self._sock.setblocking(False)
@@ -103,9 +107,9 @@ class Listener:
                 self._exhausted(exc)
                 break
             if isinstance(address, tuple):
-                batch.append((sock, address[0], address[1]))
+                batch.append((sock, address[0], address[1], self._number))
             else:
-                batch.append((sock, "", 0))
+                batch.append((sock, "", 0, self._number))
         if batch:
             self._on_batch(batch)
         return bool(batch)

@@ -37,6 +37,7 @@ class _Connection:
     sock: socket.socket
     host: str
     port: int
+    listener: int
     due: float
     seen: int = 0
     """Bytes of the stream that the last look saw."""
@@ -56,7 +57,7 @@ class Peeker:
         mode: ``v1`` or ``v2`` demand a header, ``auto`` takes either or none.
         allow_from: Networks of the balancers.
         seconds: What the opening handshake may take.
-        on_batch: Called with connections whose header was taken: socket, host and port of the true client.
+        on_batch: Called with connections whose header was taken, with host and port of the true client.
         on_refused: Called for each connection that was reset instead.
     """
 
@@ -85,11 +86,11 @@ class Peeker:
         """Take the headers of new connections: of most at once, of the others when they come."""
         due = self._loop.time() + self._seconds
         passed = []
-        for sock, host, port in batch:
-            connection = _Connection(sock, host, port, due)
+        for sock, host, port, listener in batch:
+            connection = _Connection(sock, host, port, listener, due)
             if host and host not in self._allowed:
                 if self._mode == "auto":
-                    passed.append((sock, host, port))
+                    passed.append((sock, host, port, listener))
                 else:
                     self._refuse(connection, "it is not in --proxy-allow-from")
             elif self._advance(connection):
@@ -210,8 +211,8 @@ class Peeker:
 def _true_client(connection: _Connection) -> Accepted:
     header = connection.header
     if header is None or header.source is None:
-        return connection.sock, connection.host, connection.port
-    return connection.sock, *header.source
+        return connection.sock, connection.host, connection.port, connection.listener
+    return connection.sock, *header.source, connection.listener
 
 
 def _has_ended(sock: socket.socket) -> bool:

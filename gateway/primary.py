@@ -69,7 +69,10 @@ class Primary:
         self._peeker = self._make_peeker()
         self._admission = make_admission(config.listen)
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
-        self._listeners = [Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen) for one in bound]
+        self._listeners = [
+            Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen, number)
+            for number, one in enumerate(bound)
+        ]
         self._events = EventLog(config.operate.ready_fd, loop)
         self._shedder = Shedder(loop, tls=config.tls.ssl_certfile is not None)
         self._bus = RedisServer(loop, self._bus_moved)
@@ -257,12 +260,12 @@ class Primary:
 
     def _accepted(self, batch: list[Accepted]) -> None:
         offers = []
-        for sock, host, port in batch:
+        for sock, host, port, listener in batch:
             self._last_number += 1
             if self._admission is not None and not self._admit(self._admission, sock, host):
                 continue
             self._sockets[self._last_number] = sock
-            offers.append(Offered(self._last_number, host, port))
+            offers.append(Offered(self._last_number, host, port, listener))
         self._hand(self._ledger.accept(offers, self.loop.time()))
         if self._ledger.next_deadline() is not None:
             self._arm()

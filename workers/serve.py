@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import CloseCode
 
-from wscluster.config import Handshake
+from wscluster.config import Handshake, value_for
 from wscluster.workers.access import Access, CountingConnection
 from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
@@ -64,8 +64,8 @@ class HandlerServer:
         self.loop = loop
         self.bus = bus
         self.slot = slot
-        self.max_size = config.ws_max_size
-        self.max_queue = config.ws_max_queue
+        self.max_size: int = value_for("handlers", config, "ws_max_size")
+        self.max_queue: int = value_for("handlers", config, "ws_max_queue")
         # The parameters of `websockets`: windows of 4 KiB, a fifth of the default's memory.
         deflate = ServerPerMessageDeflateFactory(
             server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wscluster import context, logs
-from wscluster.config import Config, counts_open, from_json
+from wscluster.config import Config, counts_open, from_json, value_for
 from wscluster.control_paths import default_path
 from wscluster.errors import ExitCode, StartError, TargetError
 from wscluster.link import Link
@@ -111,7 +111,8 @@ class Worker:
             async with self._lifespan(target):
                 self._server = HandlerServer(
                     target, config.websocket, self._bus, start.slot, self.loop,
-                    handshake=config.handshake, access_log=config.operate.access_log, tls=tls,
+                    handshake=config.handshake, tls=tls,
+                    access_log=value_for("handlers", config.operate, "access_log"),
                 )  # fmt: skip
                 if counts_open(config.listen):
                     self._server.endings = Endings(self._link, self.loop)

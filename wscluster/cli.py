@@ -15,7 +15,7 @@ from wscluster.config import ConfigError, flag_of, option_fields
 from wscluster.control_client import ControlError, ask, find, stop
 from wscluster.errors import BusUnavailable, ExitCode, StartError
 from wscluster.launch import run_primary
-from wscluster.options import show_value
+from wscluster.options import default_text
 from wscluster.settings import Settings, read_settings
 from wscluster.sources import flag_values
 
@@ -75,9 +75,9 @@ def _serve_options(command: AnyCommand) -> AnyCommand:
     for name, (_, item) in reversed(option_fields().items()):
         facts = item.metadata
         text = facts["help"]
-        default = "auto" if name == "workers" else item.default
-        if default not in (None, ()) and "[default" not in text:
-            text += f"  [default: {show_value(default)}]"
+        default = default_text(item)
+        if default and "[default" not in text:
+            text += f"  [default: {default}]"
         if facts["env"]:
             text += f"  [also {', '.join(facts['env'])}]"
         if facts["switch"]:

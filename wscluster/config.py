@@ -21,16 +21,21 @@ MAX_INT = 2**31 - 1
 class Listen:
     """Where the primary accepts."""
 
-    host: str = option("127.0.0.1", "Address to listen on.", metavar="HOST")
-    port: int = option(8000, "Port to listen on; 0 lets the kernel choose.", env=("PORT",), low=0, high=65535)
+    host: str = option("127.0.0.1", "Address to listen on.", metavar="HOST", only="serve")
+    port: int = option(
+        8000, "Port to listen on; 0 lets the kernel choose.", env=("PORT",), low=0, high=65535, only="serve"
+    )
     bind: tuple[str, ...] = option(
         (), "HOST:PORT, [V6]:PORT, unix:PATH or fd:N to listen on, instead of --host and --port; repeatable.",
-        metavar="ADDRESS",
+        metavar="ADDRESS", only="serve",
     )  # fmt: skip
-    uds: str | None = option(None, "Path of a Unix socket to listen on, instead of --host and --port.", metavar="PATH")
-    fd: int | None = option(
-        None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0, high=MAX_INT
+    uds: str | None = option(
+        None, "Path of a Unix socket to listen on, instead of --host and --port.", metavar="PATH", only="serve"
     )
+    fd: int | None = option(
+        None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0, high=MAX_INT,
+        only="serve",
+    )  # fmt: skip
     backlog: int = option(2048, "Connections that the kernel queues until they are accepted.", low=1, high=MAX_INT)
     proxy_protocol: str = option(
         "off", "PROXY protocol that a balancer in front speaks.", choices=("off", "v1", "v2", "auto")
@@ -134,7 +139,7 @@ class Handshake:
     )
     proxy_headers: bool = option(True, "Believe X-Forwarded-For of the peers in --forwarded-allow-ips.", switch=True)
     forwarded_allow_ips: tuple[str, ...] = option(
-        ("127.0.0.1",), "Addresses and networks whose forwarding headers are believed; * believes all.",
+        ("127.0.0.1", "::1"), "Addresses and networks whose forwarding headers are believed; * believes all.",
         metavar="CIDR,...", env=("FORWARDED_ALLOW_IPS",),
     )  # fmt: skip
 
@@ -143,8 +148,14 @@ class Handshake:
 class WebSocket:
     """The protocol, as `websockets` names it."""
 
-    ws_max_size: int = option(1048576, "Largest incoming message in bytes.", metavar="BYTES", low=1)
-    ws_max_queue: int = option(16, "Incoming messages that wait for the handler before reading pauses.", low=1)
+    ws_max_size: int | None = option(
+        None, "Largest incoming message in bytes.", metavar="BYTES", low=1,
+        kinds={"handlers": 1048576, "ASGI": 16777216},
+    )  # fmt: skip
+    ws_max_queue: int | None = option(
+        None, "Incoming messages that wait for the handler before reading pauses.", low=1,
+        kinds={"handlers": 16, "ASGI": 32},
+    )  # fmt: skip
     ws_ping_interval: float = option(
         20.0, "Seconds between keepalive pings; 0 sends none.", metavar="SECONDS", low=0, duration=True
     )
@@ -168,19 +179,59 @@ class WebSocket:
 
 
 @dataclass(frozen=True, slots=True)
+class Asgi:
+    """What uvicorn is told, where the target is an ASGI app."""
+
+    factory: bool = option(False, "The target is a function without arguments that returns the app.", switch=True)
+    lifespan: str = option("auto", "Speak the lifespan protocol with the app.", choices=("auto", "on", "off"))
+    root_path: str = option("", "Path below which a proxy has mounted the app.", metavar="PATH")
+    timeout_keep_alive: float = option(
+        5.0, "Seconds after which an idle HTTP connection is closed.", metavar="SECONDS", low=0, duration=True
+    )
+    limit_concurrency: int | None = option(
+        None, "Connections and tasks of one worker; one more request gets 503.", low=1
+    )
+    header: tuple[str, ...] = option((), "Header of every response; repeatable.", metavar="NAME:VALUE", whole=True)
+    server_header: bool = option(True, "Send the header Server.", switch=True)
+    date_header: bool = option(True, "Send the header Date.", switch=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Reloading while somebody writes the program."""
+
+    reload: bool = option(False, "Reload when a file changes.", switch=True)
+    reload_dir: tuple[str, ...] = option(
+        (), "Folder that is watched, instead of the current one and --app-dir; repeatable.", metavar="DIR"
+    )
+    reload_include: tuple[str, ...] = option(
+        (), "Pattern of files, or folder, that is watched beside *.py; repeatable.", metavar="GLOB"
+    )
+    reload_exclude: tuple[str, ...] = option(
+        (), "Pattern of files, or folder, that is not watched; repeatable.", metavar="GLOB"
+    )
+    reload_delay: float = option(
+        0.25, "Seconds in which changes of files are one.", metavar="SECONDS", low=0, duration=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Operate:
     """How a person or a program watches and steers the cluster."""
 
     log_level: str = option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical")
     )
-    access_log: bool = option(False, "Log a line for each connection and its end.", switch=True)
+    access_log: bool | None = option(
+        None, "Log a line for each request, or for each WebSocket and its end.", switch=True, only="serve",
+        kinds={"handlers": False, "ASGI": True},
+    )  # fmt: skip
     ready_fd: int | None = option(None, "File descriptor that gets one JSON object a line for each event.", low=0)
     control_socket: str | None = option(
         None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH"
     )
-    interface: str = option("auto", "What the target is.", choices=("auto", "handler"), unbuilt=("asgi",))
-    app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR")
+    interface: str = option("auto", "What the target is.", choices=("auto", "handler", "asgi"), only="serve")
+    app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR", only="serve")
     env_file: str | None = option(
         None, "File of KEY=VALUE lines that are set in the environment where it has no such variable.", metavar="FILE"
     )
@@ -188,9 +239,15 @@ class Operate:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that `wscluster serve` was told."""
+    """Everything that `wscluster serve` or `wscluster run` was told.
+
+    Attributes:
+        target: ``module:attribute``; empty for a program.
+        run: A program and its arguments, as they stand behind ``wscluster run``; empty for a target.
+    """
 
     target: str
+    run: tuple[str, ...] = ()
     listen: Listen = field(default_factory=Listen)
     fleet: Fleet = field(default_factory=Fleet)
     placement: Placement = field(default_factory=Placement)
@@ -198,6 +255,8 @@ class Config:
     tls: Tls = field(default_factory=Tls)
     handshake: Handshake = field(default_factory=Handshake)
     websocket: WebSocket = field(default_factory=WebSocket)
+    asgi: Asgi = field(default_factory=Asgi)
+    reload: Reload = field(default_factory=Reload)
     operate: Operate = field(default_factory=Operate)
 
 
@@ -209,8 +268,29 @@ GROUPS: dict[str, type[Any]] = {
     "tls": Tls,
     "handshake": Handshake,
     "websocket": WebSocket,
+    "asgi": Asgi,
+    "reload": Reload,
     "operate": Operate,
 }
+
+
+SERVE_ONLY = frozenset({"tls", "handshake", "websocket", "asgi"})
+"""Groups that a program does for itself."""
+
+
+def knows(verb: str, name: str) -> bool:
+    """Say whether ``verb`` (``serve``, ``run``) takes the field ``name``."""
+    group, item = option_fields()[name]
+    only = item.metadata["only"] or ("serve" if group in SERVE_ONLY else "")
+    return only in ("", verb)
+
+
+def value_for(kind: str, group: Any, name: str) -> Any:
+    """Return the value of the field ``name`` of ``group`` where the target is of ``kind`` (``handlers``, ``ASGI``)."""
+    value = getattr(group, name)
+    if value is not None:
+        return value
+    return next(item for item in fields(group) if item.name == name).metadata["kinds"][kind]
 
 
 def counts_open(listen: Listen) -> bool:
@@ -229,7 +309,7 @@ def from_json(text: str) -> Config:
     groups = {
         name: group(**{key: _frozen(value) for key, value in values[name].items()}) for name, group in GROUPS.items()
     }
-    return Config(target=values["target"], **groups)
+    return Config(target=values["target"], run=tuple(values["run"]), **groups)
 
 
 def _frozen(value: Any) -> Any:

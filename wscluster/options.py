@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
@@ -26,22 +27,34 @@ def option(
     duration: bool = False,
     switch: bool = False,
     secret: bool = False,
-    unbuilt: tuple[str, ...] = (),
+    kinds: Mapping[str, Any] | None = None,
+    only: str = "",
+    whole: bool = False,
 ) -> Any:
     """Declare one field that a person may set.
 
     ``env`` names variables that are read beside ``WSCLUSTER_<NAME>``, after it. ``low`` and ``high`` are the least and
     the greatest value, ``above`` a bound that is itself excluded. ``duration`` accepts ``1h30m`` beside seconds,
     ``switch`` makes a flag of a truth value a pair: ``--access-log`` and ``--no-access-log``. A ``secret`` is never
-    shown; ``unbuilt`` choices are known and refused. A field of the type ``tuple[str, ...]`` is a list: its flag may be
-    repeated, and commas part what is in one text.
+    shown. ``kinds`` has the default for each kind of target where they differ, and ``default`` is then None. ``only``
+    is the one verb that knows the field, where not both that serve do. A field of the type ``tuple[str, ...]`` is a
+    list: its flag may be repeated, and commas part what is in one text unless it is taken ``whole``.
     """
     metadata = {
         "help": help, "metavar": metavar, "choices": choices, "env": env, "low": low, "high": high, "above": above,
         "duration": duration, "switch": switch, "secret": secret,
-        "unbuilt": unbuilt,
+        "kinds": kinds or {}, "only": only, "whole": whole,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
+
+
+def default_text(item: Any) -> str:
+    """Return the default of the dataclass field ``item`` in words; empty where there is none to name."""
+    if item.metadata["kinds"]:
+        return ", ".join(f"{show_value(value)} for {kind}" for kind, value in item.metadata["kinds"].items())
+    if item.name == "workers":
+        return "auto"
+    return "" if item.default in (None, (), "") else show_value(item.default)
 
 
 def is_list(item: Any) -> bool:
@@ -57,7 +70,8 @@ def parse_value(item: Any, text: str) -> Any:
     """
     kind = _kind(item)
     if is_list(item):
-        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        texts = [text] if item.metadata["whole"] else text.split(",")
+        parts = tuple(part.strip() for part in texts if part.strip())
         if not parts:  # a shell variable that is not set: an allow-list must not be off because of it
             raise ValueError("at least one is wanted")
         return parts
@@ -131,8 +145,6 @@ def _check_text(text: str) -> str:
 
 
 def _check_choice(item: Any, text: str) -> str:
-    if text in item.metadata["unbuilt"]:
-        raise ValueError(f"this version has no {text}; {_wanted_choice(item)}")
     if item.metadata["choices"] and text not in item.metadata["choices"]:
         raise ValueError(_wanted_choice(item))
     return _check_text(text)

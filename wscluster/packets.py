@@ -25,12 +25,14 @@ _CONTROLS = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f]")
 class Offered:
     """One connection of an `Offer`: ``number`` is the primary's name for it, host and port are the true client's.
 
-    ``host`` is empty and ``port`` 0 for a client on a Unix socket.
+    ``host`` is empty and ``port`` 0 for a client on a Unix socket. ``listener`` is the number of the listener that
+    has accepted it, as in `BoundAt`; it counts from 0.
     """
 
     number: int
     host: str
     port: int
+    listener: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,43 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Bind:
+    """Worker to primary: the program wants to listen there. `BoundAt` with the same ``serial`` answers.
+
+    ``path`` names a Unix socket; it is empty for TCP, where ``host`` is empty for every interface, ``port`` 0 lets the
+    kernel choose, and ``family`` is an address family or 0 for any. The ``nth`` request of a worker for the same
+    address (counted from 0) is the same listener in every worker.
+    """
+
+    serial: int
+    host: str
+    port: int
+    path: str
+    family: int
+    backlog: int
+    nth: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoundAt:
+    """Primary to worker, the answer to a `Bind`: the primary accepts there.
+
+    Attributes:
+        listeners: Number of each listener, one or several (a host may have addresses of both families).
+        addresses: What ``getsockname()`` says of each.
+        known: Numbers of all listeners that programs of this cluster have asked for.
+        errno: Why it cannot be bound, else 0; ``reason`` is then one line for a person.
+    """
+
+    serial: int
+    listeners: list[int]
+    addresses: list[Any]
+    known: list[int]
+    errno: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WantBus:
     """Worker to primary: a room was used for the first time, start the private bus and say where it is."""
 
@@ -146,13 +185,28 @@ class Beat:
     stats: Stats = field(default_factory=Stats)
 
 
-Packet = Start | Offer | Drain | Poll | BusAt | Ready | BootFailed | Adopted | Refused | WantBus | Beat | Ended
+Packet = (
+    Start
+    | Offer
+    | Drain
+    | Poll
+    | BusAt
+    | Ready
+    | BootFailed
+    | Adopted
+    | Refused
+    | WantBus
+    | Beat
+    | Ended
+    | Bind
+    | BoundAt
+)
 
 _KINDS: tuple[type[Any], ...] = (
-    Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat, Ended,
+    Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat, Ended, Bind, BoundAt,
 )  # fmt: skip
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
-_OFFERED = struct.Struct("!QHB")
+_OFFERED = struct.Struct("!QHHB")
 
 
 class InvalidPacket(ValueError):
@@ -210,17 +264,17 @@ def _json(values: dict[str, Any]) -> bytes:
 
 def _encode_offered(offered: Offered) -> bytes:
     host = offered.host.encode()
-    return _OFFERED.pack(offered.number, offered.port, len(host)) + host
+    return _OFFERED.pack(offered.number, offered.port, offered.listener, len(host)) + host
 
 
 def _decode_offered(body: memoryview) -> tuple[Offered, ...]:
     found, at = [], 0
     while at < len(body):
-        number, port, length = _OFFERED.unpack_from(body, at)
+        number, port, listener, length = _OFFERED.unpack_from(body, at)
         at += _OFFERED.size
         host = bytes(body[at : at + length])
         if len(host) != length:
             raise InvalidPacket("an Offer ends in the middle of an address")
-        found.append(Offered(number, host.decode(), port))
+        found.append(Offered(number, host.decode(), port, listener))
         at += length
     return tuple(found)

@@ -156,7 +156,7 @@ def _read(item: Any, given: Given) -> Any:
     if not given.texts:
         return take_value(item, given.value)
     if is_list(item):
-        return parse_value(item, ",".join(given.value))
+        return tuple(part for text in given.value for part in parse_value(item, text))
     if len(given.value) > 1:
         raise ValueError("it was given twice, and holds one value")
     return parse_value(item, given.value[0])

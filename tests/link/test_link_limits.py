@@ -272,7 +272,7 @@ def test_too_many_descriptors_in_flight_only_delay_and_cost_no_cpu() -> None:
     assert rest == [
         "[] 2",
         "True",
-        "Offer(connections=(Offered(number=1, host='', port=0),)) 1",
+        "Offer(connections=(Offered(number=1, host='', port=0, listener=0),)) 1",
         "Poll(serial=2) 0",
     ]
 

@@ -51,7 +51,7 @@ def test_what_waits_when_it_ends_is_accepted_and_the_size_of_the_backlog_costs_n
         listener.close()
         assert time.monotonic() - begun < 5
         assert len(accepted) == 3
-        for sock in (*clients, *(sock for sock, _, _ in accepted)):
+        for sock in (*clients, *(sock for sock, *_ in accepted)):
             sock.close()
 
     run(main())

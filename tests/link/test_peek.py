@@ -64,7 +64,7 @@ class Gate:
         """Wait for what comes of the next connection; returns the true clients of all that passed."""
         await self.news.wait()
         self.news.clear()
-        return [(host, port) for _, host, port in self.passed]
+        return [(host, port) for _, host, port, _ in self.passed]
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -76,8 +76,8 @@ def test_a_whole_header_is_taken_at_once_and_nothing_after_it(kind: str) -> None
         client, sock = make()
         with client, sock:
             client.send(LINE + b"GET /")
-            gate.peeker.accept([(sock, *peer)])
-            assert [(host, port) for _, host, port in gate.passed] == [TRUE]
+            gate.peeker.accept([(sock, *peer, 0)])
+            assert [(host, port) for _, host, port, _ in gate.passed] == [TRUE]
             assert sock.recv(100) == b"GET /"
         gate.peeker.close()
 
@@ -101,7 +101,7 @@ def test_a_half_header_is_looked_at_a_few_times_only_and_waited_for(kind: str, m
         client, sock = make()
         with client, sock:
             client.send(LINE[:20])
-            gate.peeker.accept([(sock, *peer)])
+            gate.peeker.accept([(sock, *peer, 0)])
             await asyncio.sleep(0.5)
             # A Unix socket is looked at on a timer, as the kernel does not wait for more on it.
             assert looks <= (1 if kind == "TCP" else 2 + 2 * 0.5 / peek.AGAIN_SECONDS)
@@ -125,7 +125,7 @@ def test_the_end_of_a_peer_within_its_header_is_seen_at_once(kind: str, size: in
         client, sock = make()
         with client:
             client.send(LINE[:size])
-            gate.peeker.accept([(sock, *peer)])
+            gate.peeker.accept([(sock, *peer, 0)])
             client.shutdown(socket.SHUT_WR)
             assert await gate.outcome() == []
             assert gate.refused == 1
@@ -141,7 +141,7 @@ def test_a_header_is_whole_before_its_peer_has_gone() -> None:
         with client, sock:
             client.send(LINE)
             client.shutdown(socket.SHUT_WR)
-            gate.peeker.accept([(sock, *OWN)])
+            gate.peeker.accept([(sock, *OWN, 0)])
             assert await gate.outcome() == [TRUE]
 
     run(main())
@@ -159,7 +159,7 @@ def test_a_header_of_many_parts_is_taken_as_it_comes() -> None:
         client, sock = tcp_pair()
         with client, sock:
             client.send(header[:14])
-            gate.peeker.accept([(sock, *OWN)])
+            gate.peeker.accept([(sock, *OWN, 0)])
             for start in range(14, len(header), 9973):
                 client.send(header[start : start + 9973])
                 await asyncio.sleep(0.01)
@@ -180,7 +180,7 @@ def test_the_deadline_is_each_connections_own() -> None:
         for _ in range(3):
             client, sock = tcp_pair()
             pairs.append((client, sock, loop.time()))
-            gate.peeker.accept([(sock, *OWN)])
+            gate.peeker.accept([(sock, *OWN, 0)])
             await asyncio.sleep(0.05)
         for number, (client, sock, begun) in enumerate(pairs, start=1):
             while gate.refused < number:
@@ -201,7 +201,7 @@ def test_bytes_that_come_slowly_do_not_put_the_deadline_off() -> None:
         begun = loop.time()
         sent = 0
         with client:
-            gate.peeker.accept([(sock, *OWN)])
+            gate.peeker.accept([(sock, *OWN, 0)])
             while not gate.refused and sent < len(LINE):
                 client.send(LINE[sent : sent + 1])
                 sent += 1
@@ -219,7 +219,7 @@ def test_a_reset_within_a_header_is_seen_at_once(size: int) -> None:
         gate = Gate()
         client, sock = tcp_pair()
         client.send(LINE[:size])
-        gate.peeker.accept([(sock, *OWN)])
+        gate.peeker.accept([(sock, *OWN, 0)])
         await asyncio.sleep(0.02)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
@@ -235,7 +235,7 @@ def test_at_the_bound_the_oldest_is_reset(monkeypatch: pytest.MonkeyPatch) -> No
     async def main() -> None:
         gate = Gate()
         pairs = [tcp_pair() for _ in range(3)]
-        gate.peeker.accept([(sock, *OWN) for _, sock in pairs])
+        gate.peeker.accept([(sock, *OWN, 0) for _, sock in pairs])
         assert [sock.fileno() == -1 for _, sock in pairs] == [True, False, False]
         gate.peeker.close()
         assert gate.refused == 3
@@ -254,7 +254,7 @@ def test_a_peer_that_is_not_allowed_is_never_looked_at() -> None:
             client, sock = tcp_pair()
             with client, sock:
                 client.send(LINE)
-                gate.peeker.accept([(sock, "10.0.0.9", 7)])
+                gate.peeker.accept([(sock, "10.0.0.9", 7, 0)])
                 assert await gate.outcome() == passed
                 assert gate.refused == (not passed)
                 if passed:

@@ -18,6 +18,7 @@ from wscluster.config import (
     from_json,
     option_fields,
     to_json,
+    value_for,
 )
 from wscluster.handshake_options import FUNCTIONS
 from wscluster.options import parse_value
@@ -32,16 +33,22 @@ DEFAULTS = """
 --host 127.0.0.1 --port 8000 --workers auto --sticky ip --backlog 2048 --graceful-timeout 30 --log-level info
 --ws-ping-interval 20 --ws-ping-timeout 20 --ws-open-timeout 10 --ws-close-timeout 10 --timeout-worker-healthcheck 30
 --worker-startup-timeout 60 --slot-wait 2 --bus-timeout 5 --max-send-queue 1048576 --room-log 100 --room-log-ttl 60
---redis-prefix wscluster --ws-max-size 1048576 --ws-max-queue 16 --ws-per-message-deflate true --app-dir .
---proxy-protocol off --proxy-allow-from 127.0.0.0/8,::1/128 --proxy-headers true --forwarded-allow-ips 127.0.0.1
---access-log false --interface auto --ws-message-timeout 20
+--redis-prefix wscluster --ws-per-message-deflate true --app-dir .
+--proxy-protocol off --proxy-allow-from 127.0.0.0/8,::1/128 --proxy-headers true --forwarded-allow-ips 127.0.0.1,::1
+--interface auto --ws-message-timeout 20 --factory false --lifespan auto --timeout-keep-alive 5 --server-header true
+--date-header true --reload false --reload-delay 0.25
 """
+KINDS = {
+    "ws_max_size": {"handlers": 1048576, "ASGI": 16777216},
+    "ws_max_queue": {"handlers": 16, "ASGI": 32},
+    "access_log": {"handlers": False, "ASGI": True},
+}
 NO_DEFAULT = {
     "balance", "redis_url", "ready_fd", "control_socket", "uds", "fd", "env_file", "ssl_certfile", "ssl_keyfile",
     "ssl_keyfile_password", "ssl_ca_certs", "process_request", "process_response", "select_subprotocol", "basic_auth",
-    "limit_connections", "limit_connections_per_ip", "limit_connect_rate_per_ip",
+    "limit_connections", "limit_connections_per_ip", "limit_connect_rate_per_ip", "limit_concurrency", *KINDS,
 }  # fmt: skip
-EMPTY = {"bind", "subprotocols", "allowed_origins"}
+EMPTY = {"bind", "subprotocols", "allowed_origins", "header", "reload_dir", "reload_include", "reload_exclude"}
 
 
 def resolve(target: str, flags: Mapping[str, str], environment: Mapping[str, str]) -> Config:
@@ -62,7 +69,7 @@ def faults(flags: Mapping[str, str], environment: Mapping[str, str] | None = Non
 def test_every_default_is_that_of_the_contract() -> None:
     written = dict(re.findall(r"--(\S+) (\S+)", DEFAULTS))
     names = {name.replace("-", "_") for name in written}
-    assert names | NO_DEFAULT | EMPTY == set(option_fields())
+    assert names | NO_DEFAULT | EMPTY | {"root_path"} == set(option_fields())
     config = resolve(TARGET, {}, {})
     for flag, text in written.items():
         name = flag.replace("-", "_")
@@ -73,6 +80,11 @@ def test_every_default_is_that_of_the_contract() -> None:
         assert value_of(config, name) is None
     for name in EMPTY:
         assert value_of(config, name) == ()
+    assert config.asgi.root_path == ""
+    kinds: dict[str, Any] = KINDS
+    for name, defaults in kinds.items():
+        group = getattr(config, option_fields()[name][0])
+        assert {kind: value_for(kind, group, name) for kind in defaults} == defaults
     assert config == Config(TARGET)
     assert config.fleet.workers is None  # auto
 
@@ -87,6 +99,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "subprotocols": ("one, two", ("one", "two")),
     "allowed_origins": ("https://a.example, null", ("https://a.example", "null")),
     "forwarded_allow_ips": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
+    "header": ("cache-control: no-store, private", ("cache-control: no-store, private",)),
 }
 
 APART = {"balance", "bind", "uds", "fd"}
