@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from wscluster.workers import check
-from wscluster.workers.worker import run
+from wscluster.workers.boot import run
 
 
 def main() -> int:

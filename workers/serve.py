@@ -20,11 +20,13 @@ from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
 from wscluster.workers.handshake import Handshakes
 from wscluster.workers.inbox import Inbox
+from wscluster.workers.service import Figures
 from wscluster.workers.turns import Turns
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
     from wscluster.config import WebSocket
+    from wscluster.packets import Offered
     from wscluster.tls import Context
     from wscluster.workers.bus import Bus
     from wscluster.workers.endings import Endings
@@ -110,22 +112,27 @@ class HandlerServer:
 
     # A connection's life
 
-    def adopt(self, fd: int, host: str, port: int, number: int = 0) -> None:
-        """Make a connection of the socket ``fd`` of the client ``host`` (empty: on a Unix socket).
+    def takes(self, _offered: Offered) -> bool:
+        """Say yes: whatever listener it came by, there is one handler."""
+        return True
 
-        ``number`` is the primary's name for it.
-        """
+    def figures(self) -> Figures:
+        """Return the figures of now."""
+        return Figures(len(self.connections), self.adopted, self.messages_in, self.messages_out)
+
+    def adopt(self, fd: int, offered: Offered) -> None:
+        """Make a connection of the socket ``fd``."""
         # The family is asked of the socket: behind a balancer the client has an address of another one.
         sock = socket.socket(-1, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
         sock.setblocking(False)
         self.adopted += 1
         factory: Callable[[], Connection] = functools.partial(
-            self._make_connection, self, (host, port) if host else None
+            self._make_connection, self, (offered.host, offered.port) if offered.host else None
         )
         done: Callable[[asyncio.Task[object]], None] = self._transport_made
         if self.endings is not None:
-            factory = self.endings.follow(factory, number)
-            done = functools.partial(self._transport_followed, number)
+            factory = self.endings.follow(factory, offered.number)
+            done = functools.partial(self._transport_followed, offered.number)
         opening = self.spawn(self.loop.connect_accepted_socket(factory, sock, **self._tls), done)
         if self._tls:
             self._tls_handshakes.add(opening)

@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, decode, encode
+from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, Start, decode, encode
 
 MAX_FDS = 253
 """SCM_MAX_FD of Linux: 254 file descriptors in one packet are refused with EINVAL."""
@@ -215,6 +215,21 @@ class Link:
 def link_pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a new link, both close-on-exec."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def receive_first(sock: socket.socket) -> Start | None:
+    """Wait, without an event loop, for the first packet of a new link; None where its other end has gone.
+
+    Raises:
+        InvalidPacket: It is another one, or none: the two ends are of different versions.
+    """
+    data = sock.recv(MAX_PACKET_BYTES)
+    if not data:
+        return None
+    packet = decode(data)
+    if not isinstance(packet, Start):
+        raise InvalidPacket(f"the first packet is {type(packet).__name__}")
+    return packet
 
 
 def _file_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -13,6 +13,7 @@ from websockets.asyncio.server import serve
 
 from wscluster.config import Handshake, WebSocket
 from wscluster.loops import new_event_loop
+from wscluster.packets import Offered
 from wscluster.workers.connection import Connection
 from wscluster.workers.serve import HandlerServer
 from wscluster.workers.target import Target
@@ -134,7 +135,7 @@ class Ours:
 
     def _accept(self) -> None:
         sock, (host, port) = self.listener.accept()
-        self.server.adopt(sock.detach(), host, port)
+        self.server.adopt(sock.detach(), Offered(0, host, port))
 
     def connect(self, **options: Any) -> connect:
         return connect(f"ws://127.0.0.1:{self.port}/path", proxy=None, **options)

@@ -34,6 +34,7 @@ from tests.wire.harness import (
     until,
     upgraded,
 )
+from wscluster.packets import Offered
 from wscluster.workers.connection import Connection
 from wscluster.workers.frames import build_frame
 
@@ -961,7 +962,7 @@ def test_a_unix_client_has_no_address() -> None:
 
         async with ours(handler) as served:
             one, other = socket.socketpair()
-            served.server.adopt(other.detach(), "", 0)
+            served.server.adopt(other.detach(), Offered(0, "", 0))
             async with connect("ws://localhost/", sock=one, proxy=None) as client:
                 await client.wait_closed()
         assert peers == [None]
