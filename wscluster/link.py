@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -218,13 +219,15 @@ def link_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def receive_first(sock: socket.socket) -> Start | None:
-    """Wait, without an event loop, for the first packet of a new link; None where its other end has gone.
+    """Wait, without an event loop, for the first packet of a new link; None where its other end has gone by then.
 
     Raises:
         InvalidPacket: It is another one, or none: the two ends are of different versions.
     """
     data = sock.recv(MAX_PACKET_BYTES)
-    if not data:
+    ended = select.poll()
+    ended.register(sock, select.POLLRDHUP)
+    if not data or ended.poll(0):
         return None
     packet = decode(data)
     if not isinstance(packet, Start):
