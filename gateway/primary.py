@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import socket
-import sys
 
 from wscluster.config import Config, flag_of, to_json
 from wscluster.errors import ExitCode, StartError
@@ -17,6 +16,7 @@ from wscluster.gateway import handoff
 from wscluster.gateway.admission import Admission, make_admission
 from wscluster.gateway.answers import Answers
 from wscluster.gateway.binding import Bound
+from wscluster.gateway.boot_faults import BootFaults
 from wscluster.gateway.control import ControlServer
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
@@ -97,9 +97,7 @@ class Primary:
         )
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
-        self._boot_fault: StartError | None = None
-        self._given_up = ""
-        self._shown: set[str] = set()
+        self._boot_faults = BootFaults()
 
     async def run(self) -> int:
         """Live until every worker has exited; returns the exit code.
@@ -170,7 +168,7 @@ class Primary:
                 self._crew.send(worker, Drain(code, "", timeout))
             case fleet.GiveUpSlot(slot, reason):
                 logger.error("slot %d is given up: %s", slot, reason)
-                self._given_up = reason
+                self._boot_faults.given_up = reason
                 self._hand(self._ledger.fail_slot(slot, now))
             case fleet.Listen():
                 self._listen()
@@ -216,8 +214,7 @@ class Primary:
 
     def _finish(self, exit_code: int) -> None:
         if exit_code in (ExitCode.NOT_STARTED, ExitCode.TARGET):
-            fault = "no worker became ready" + (f": {self._given_up}" if self._given_up else "")
-            self._fault = self._boot_fault or StartError(fault, ExitCode(exit_code))
+            self._fault = self._boot_faults.fault(exit_code)
         self._finished.set_result(exit_code)
 
     # Accepting
@@ -332,15 +329,7 @@ class Primary:
         self._step(fleet.BecameReady(worker))
 
     def _boot_failed(self, worker: int, packet: BootFailed) -> None:
-        # The same fault in every worker is shown once.
-        if packet.traceback and packet.traceback not in self._shown:
-            self._shown.add(packet.traceback)
-            sys.stderr.write(packet.traceback)
-            sys.stderr.flush()
-        if not self._fleet.ever_ready and self._boot_fault is None:
-            self._boot_fault = StartError(packet.reason, ExitCode(packet.exit_code))
-        level = logging.ERROR if self._fleet.ever_ready else logging.DEBUG
-        logger.log(level, "worker %d cannot become ready: %s", worker, packet.reason)
+        self._boot_faults.tell(worker, packet, ever_ready=self._fleet.ever_ready)
         self._step(fleet.BootRefused(worker, packet.exit_code, packet.reason))
 
     def _exited(self, worker: int, pid: int, status: int) -> None:

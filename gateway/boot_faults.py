@@ -1,0 +1,44 @@
+"""Why workers cannot become ready: each traceback once, and what a cluster that never came up ends with."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from wscluster.errors import ExitCode, StartError
+from wscluster.packets import BootFailed
+
+logger = logging.getLogger("wscluster.primary")
+
+
+class BootFaults:
+    """Tells each fault once, however many workers have it.
+
+    Attributes:
+        given_up: Why the last slot that was given up was so; empty while none was.
+    """
+
+    def __init__(self) -> None:
+        self.given_up = ""
+        self._first: StartError | None = None
+        self._shown: set[str] = set()
+
+    def tell(self, worker: int, packet: BootFailed, *, ever_ready: bool) -> None:
+        """Show the traceback, and log the reason; before any worker was ready, keep the first one for the end."""
+        if packet.traceback and packet.traceback not in self._shown:
+            self._shown.add(packet.traceback)
+            sys.stderr.write(packet.traceback)
+            sys.stderr.flush()
+        if not ever_ready and self._first is None:
+            self._first = StartError(packet.reason, ExitCode(packet.exit_code))
+        level = logging.ERROR if ever_ready else logging.DEBUG
+        logger.log(level, "worker %d cannot become ready: %s", worker, packet.reason)
+
+    def show_again(self) -> None:
+        """The program may be another one from now on: what was shown before is shown again."""
+        self._shown.clear()
+
+    def fault(self, exit_code: int) -> StartError:
+        """Return what to say at the end of a cluster that never came up."""
+        told = "no worker became ready" + (f": {self.given_up}" if self.given_up else "")
+        return self._first or StartError(told, ExitCode(exit_code))
