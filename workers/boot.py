@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 
 from wscluster import logs
@@ -18,14 +19,18 @@ from wscluster.config import Config, counts_open, from_json, value_for
 from wscluster.errors import ExitCode, StartError, TargetError
 from wscluster.link import receive_first
 from wscluster.loops import new_event_loop
-from wscluster.packets import BootFailed, Start
+from wscluster.packets import BootFailed, Drain, Start
 from wscluster.tls import Context, make_context
+from wscluster.workers.asgi_log import AsgiLog
 from wscluster.workers.endings import Endings
 from wscluster.workers.serve import HandlerServer
-from wscluster.workers.target import Target, load_target, user_traceback
+from wscluster.workers.service import Service
+from wscluster.workers.target import App, Target, load_target, user_traceback
 from wscluster.workers.worker import Worker, WorkerFailed
 
 PR_SET_PDEATHSIG = 1
+WORD_SECONDS = 0.5
+"""So long before the primary kills it a worker that is late says why."""
 
 logger = logging.getLogger("wscluster.worker")
 
@@ -38,6 +43,8 @@ class Boot:
         self._config = worker.config
         self._loop = worker.loop
         self._leave_by: float | None = None
+        limit = worker.config.fleet.worker_startup_timeout
+        self._ready_by = worker.loop.time() + max(0.5, limit - _age_seconds() - WORD_SECONDS)
 
     async def run(self) -> int:
         """Live to the end of the drain; returns the exit code."""
@@ -45,9 +52,16 @@ class Boot:
         worker.enter()
         try:
             tls = _make_context(self._config)
+            log = AsgiLog(
+                sign(worker), self._config.operate.log_level,
+                access_log=value_for("ASGI", self._config.operate, "access_log"),
+            )  # fmt: skip
             target = self._load()
-            async with self._lifespan(target):
-                await self._serve_handler(target, tls)
+            if isinstance(target, App):
+                await self._serve_app(target, tls, log)
+            else:
+                async with self._lifespan(target):
+                    await self._serve_handler(target, tls)
         except WorkerFailed as failed:
             worker.link.send(failed.packet)
             return failed.packet.exit_code
@@ -55,10 +69,9 @@ class Boot:
             await worker.close()
         return ExitCode.OK
 
-    def _load(self) -> Target:
-        config = self._config
+    def _load(self) -> Target | App:
         try:
-            target = load_target(config.target, config.operate.app_dir, config.handshake)
+            target = load_target(self._config)
         except TargetError as exc:
             raise WorkerFailed(BootFailed(ExitCode.TARGET, str(exc), exc.traceback)) from exc
         # Now its own logging is set up, where it does that.
@@ -105,15 +118,33 @@ class Boot:
         )  # fmt: skip
         if counts_open(config.listen):
             server.endings = Endings(worker.link, self._loop)
-        # What boot left behind lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        worker.ready(server)
-        drain = await worker.drain_asked
+        drain = await self._until_drain(server)
         self._leave_by = self._loop.time() + drain.timeout
         worker.bus.end_subscriptions()
         await server.drain(drain.code, drain.reason, drain.timeout)
         server.stop_deadlines()
+
+    async def _serve_app(self, app: App, tls: Context | None, log: AsgiLog) -> None:
+        try:
+            import httptools  # noqa: F401
+
+            from wscluster.workers.asgi import AsgiServer
+        except ModuleNotFoundError as exc:
+            if exc.name not in ("uvicorn", "httptools"):
+                raise
+            reason = f"{self._config.target!r} is an ASGI app: pip install 'wscluster[asgi]'"
+            raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, "")) from None
+        server = AsgiServer(app, self._worker, tls, log)
+        await server.start(self._ready_by)
+        drain = await self._until_drain(server)
+        await server.drain(drain.timeout)
+
+    async def _until_drain(self, service: Service) -> Drain:
+        # What boot left behind lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._worker.ready(service)
+        return await self._worker.drain_asked
 
 
 def sign(worker: Worker) -> str:
@@ -127,6 +158,16 @@ def _make_context(config: Config) -> Context | None:
         return make_context(config.tls)
     except StartError as exc:
         raise WorkerFailed(BootFailed(exc.exit_code, str(exc), "")) from exc
+
+
+def _age_seconds() -> float:
+    """Return how long ago this process began, to the hundredth; 0 where the system has no procfs."""
+    try:
+        with open("/proc/self/stat") as stat:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _die_with_parent() -> None:

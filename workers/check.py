@@ -9,7 +9,8 @@ from typing import Any
 
 from wscluster.config import Config, from_json
 from wscluster.errors import TargetError
-from wscluster.workers.target import ROLES, load_target
+from wscluster.workers.kinds import ASGI, HANDLER
+from wscluster.workers.target import ROLES, App, load_target
 
 MAX_NAME, MAX_FAULT, MAX_TRACEBACK = 200, 1000, 4000
 """Characters, each 12 bytes of JSON at most: the answer fits into a pipe that nobody reads yet."""
@@ -18,9 +19,9 @@ MAX_NAME, MAX_FAULT, MAX_TRACEBACK = 200, 1000, 4000
 def run(fd: int) -> int:
     """Read a configuration from standard input and write what its target is to ``fd``, as a line of JSON.
 
-    The object has ``functions`` (the name of each function that is marked or named, by its role), or ``fault`` and
-    ``traceback`` as `TargetError` has them. The process ends at once afterwards, whatever threads the target has
-    started.
+    The object has ``kind`` (`kinds.HANDLER`, `kinds.ASGI`) and ``functions`` (the name of each function that is marked
+    or named, by its role), or ``fault`` and ``traceback`` as `TargetError` has them. The process ends at once
+    afterwards, whatever threads the target has started.
     """
     config = from_json(sys.stdin.read())
     with os.fdopen(fd, "w") as answer:
@@ -32,11 +33,16 @@ def run(fd: int) -> int:
 
 def _describe(config: Config) -> dict[str, Any]:
     try:
-        target = load_target(config.target, config.operate.app_dir, config.handshake)
+        target = load_target(config)
     except TargetError as exc:
         return {"fault": str(exc)[:MAX_FAULT], "traceback": exc.traceback[-MAX_TRACEBACK:]}
+    if isinstance(target, App):
+        return {"kind": ASGI, "functions": {}}
     found = {role: getattr(target, role) for role in ROLES}
-    return {"functions": {role: _name(value) for role, value in found.items() if value is not None}}
+    return {
+        "kind": HANDLER,
+        "functions": {role: _name(value) for role, value in found.items() if value is not None},
+    }
 
 
 def _name(function: Any) -> str:

@@ -20,7 +20,10 @@ MAX_NUMBERS = 10_000
 
 
 class Endings:
-    """Keeps the primary's number of each connection until its end was told."""
+    """Keeps the primary's number of each connection until its end was told.
+
+    Whoever knows the numbers of its connections itself calls `tell` alone.
+    """
 
     def __init__(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
         self._link = link
@@ -47,15 +50,16 @@ class Endings:
         if failed:
             if connection is not None:
                 self._numbers.pop(connection, None)
-            self._tell(number)
+            self.tell(number)
 
     def ended(self, connection: Wire) -> None:
         """The transport of ``connection`` has ended."""
         number = self._numbers.pop(connection, None)
         if number is not None:
-            self._tell(number)
+            self.tell(number)
 
-    def _tell(self, number: int) -> None:
+    def tell(self, number: int) -> None:
+        """The connection with this number has ended."""
         self._untold.append(number)
         if self._timer is None:
             self._timer = self._loop.call_later(TELL_SECONDS, self._flush)

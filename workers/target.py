@@ -7,14 +7,15 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from types import FunctionType, ModuleType, TracebackType
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, fields
+from types import ModuleType, TracebackType
 from typing import Any
 
 from wscluster import marks
-from wscluster.config import Handshake, flag_of
+from wscluster.config import Asgi, Config, Handshake, flag_of
 from wscluster.errors import TargetError
+from wscluster.workers.kinds import ASGI, kind_of
 
 ROLES = {
     "lifespan": (),
@@ -24,6 +25,14 @@ ROLES = {
     "basic_auth": ("the user name", "the password"),
 }
 """What a function beside the handler can be for, and what it is called with."""
+
+
+HANDSHAKE_ONLY = tuple(
+    item.name for item in fields(Handshake) if item.name not in ("proxy_headers", "forwarded_allow_ips")
+)
+"""Options of the opening handshake that an ASGI app does for itself."""
+WEBSOCKET_ONLY = ("ws_message_timeout", "max_send_queue")
+"""Options of a handler's WebSocket that uvicorn has no counterpart of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +47,82 @@ class Target:
     basic_auth: Callable[[str, str], Any] | None = None
 
 
-def load_target(name: str, app_dir: str, handshake: Handshake | None = None) -> Target:
-    """Import the target ``name`` (``module:attribute``, dots allowed in both), with ``app_dir`` importable.
+@dataclass(frozen=True, slots=True)
+class App:
+    """An ASGI 3 app."""
 
-    Args:
-        handshake: It may name functions (``module:attribute``), each of which takes the place of a marked one.
+    app: Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def load_target(config: Config) -> Target | App:
+    """Import the target of ``config`` (``module:attribute``, dots allowed in both), with its ``app_dir`` importable.
+
+    A function of the opening handshake that an option names takes the place of a marked one.
 
     Raises:
-        TargetError: It cannot be imported, or is nothing that can be served; or a function cannot be what it is for.
+        TargetError: It cannot be imported, or is nothing that can be served; or a function cannot be what it is for;
+            or an option is for the other kind of target.
     """
-    folder = os.path.abspath(app_dir)
+    folder = os.path.abspath(config.operate.app_dir)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    name = config.target
     module, value = _import_path(name, folder)
-    handler = _check_handler(name, value)
+    interface = config.operate.interface
+    who = repr(name)
+    if config.asgi.factory:
+        who, value, interface = f"what {name!r} returned", _call_factory(name, value), ASGI
+    try:
+        kind = kind_of(value, interface)
+    except ValueError as exc:
+        raise TargetError(f"{who} {exc}") from None
+    if kind == ASGI:
+        _refuse_handler_options(name, module, config)
+        return App(value)
+    _refuse_given(f"{name!r} is a handler, but {{}} is for ASGI apps", config.asgi, [i.name for i in fields(Asgi)])
     functions: dict[str, Callable[..., Any] | None] = {}
     for role in ROLES:
-        named = getattr(handshake, role, None)
+        named = getattr(config.handshake, role, None)
         functions[role] = _only(module, role) if named is None else _named(role, named, folder)
-    return Target(handler, **functions)
+    return Target(value, **functions)
+
+
+def _call_factory(name: str, factory: Any) -> Any:
+    if not callable(factory):
+        raise TargetError(f"{name!r} is of the type {type(factory).__name__!r}: --factory wants a function")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise TargetError(f"{name!r} takes arguments, but with --factory it is called without any") from None
+    except ValueError:  # some functions in C do not say
+        pass
+    try:
+        app = factory()
+    except (Exception, SystemExit) as exc:
+        brief = " ".join(traceback.format_exception_only(exc)[-1].split())
+        raise TargetError(f"the factory {name!r} raised {brief}", user_traceback(exc)) from exc
+    if inspect.iscoroutine(app):
+        app.close()
+        raise TargetError(f"the factory {name!r} is a coroutine function, but it is not awaited: `def` is wanted")
+    return app
+
+
+def _refuse_handler_options(name: str, module: ModuleType, config: Config) -> None:
+    text = f"{name!r} is an ASGI app, but {{}} is for handlers"
+    _refuse_given(text, config.handshake, HANDSHAKE_ONLY)
+    _refuse_given(text, config.websocket, WEBSOCKET_ONLY)
+    for role in ROLES:
+        if marks.marked(module, role):
+            hint = ": an app has its own lifespan, which is spoken" if role == "lifespan" else ""
+            raise TargetError(f"{text.format(f'@wscluster.{role} of {module.__name__!r}')}{hint}")
+
+
+def _refuse_given(text: str, group: Any, names: Iterable[str]) -> None:
+    """Refuse options whose values are not their defaults; ``text`` says why of the flag in its braces."""
+    usual = type(group)()
+    given = [flag_of(name) for name in names if getattr(group, name) != getattr(usual, name)]
+    if given:
+        raise TargetError(text.format(", ".join(given)).replace(" is for", " are for" if len(given) > 1 else " is for"))
 
 
 def _import_path(name: str, folder: str) -> tuple[ModuleType, Any]:
@@ -106,24 +172,6 @@ def _hint(module: ModuleType, path: str) -> str:
     names = [name for name, value in vars(module).items() if inspect.iscoroutinefunction(value)]
     close = difflib.get_close_matches(path, names, n=1) or names[:3]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-def _check_handler(name: str, value: Any) -> Callable[[Any], Awaitable[None]]:
-    if not callable(value):
-        raise TargetError(f"{name!r} is a {type(value).__name__}, not a handler: `async def handler(ws)` is wanted")
-    if inspect.isclass(value):
-        raise TargetError(f"{name!r} is a class, not a handler: `async def handler(ws)` is wanted")
-    called = value if isinstance(value, FunctionType) or inspect.ismethod(value) else value.__call__
-    if not (inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(called)):
-        raise TargetError(f"{name!r} is no coroutine function: `async def handler(ws)` is wanted")
-    try:
-        signature = inspect.signature(value)
-        signature.bind(object())
-    except TypeError:
-        raise TargetError(
-            f"{name!r} takes {signature}, but a handler is called with one argument, the connection"
-        ) from None
-    return value  # type: ignore[no-any-return]
 
 
 def _only(module: ModuleType, role: str) -> Callable[..., Any] | None:

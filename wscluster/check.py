@@ -16,6 +16,8 @@ from wscluster.errors import ExitCode, StartError
 from wscluster.tls import find_tls_faults
 from wscluster.urls import hide_password
 
+_KINDS = {"handler": "a handler", "asgi": "an ASGI app"}
+
 MAX_ANSWER = 65536
 """What a pipe of Linux holds: whoever answers need not be waited for with a reader."""
 MAX_SECONDS = 86400.0
@@ -27,6 +29,7 @@ class Report:
     """What was found.
 
     Attributes:
+        kind: ``handler`` or ``asgi``; empty where the target could not be imported.
         functions: The name of each function beside the handler, by its role.
         faults: One line each; the first decides about ``exit_code``, in the order in which `serve` looks.
         traceback: The target's own, where it raised.
@@ -36,6 +39,7 @@ class Report:
     listeners: list[str]
     tls: bool
     bus: str | None
+    kind: str = ""
     functions: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     traceback: str = ""
@@ -51,6 +55,7 @@ class Report:
         return {
             "ok": not self.faults,
             "target": self.target,
+            "kind": self.kind or None,
             "functions": self.functions,
             "listeners": self.listeners,
             "tls": self.tls,
@@ -63,7 +68,7 @@ class Report:
         functions = "".join(f", {role} {name}" for role, name in self.functions.items())
         bus = "a private Valkey" if self.bus is None else f"{self.bus}, which answers"
         return (
-            f"target: {self.target}, a handler{functions}\n"
+            f"target: {self.target}, {_KINDS[self.kind]}{functions}\n"
             f"listens on: {', '.join(self.listeners)}{', with TLS' if self.tls else ''}\n"
             f"bus: {bus}\n"
         )
@@ -127,4 +132,5 @@ def _import_target(config: Config, report: Report) -> None:
         report.traceback = said["traceback"]
         report.blame(said["fault"], ExitCode.TARGET)
     else:
+        report.kind = said["kind"]
         report.functions = said["functions"]

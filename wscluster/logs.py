@@ -8,12 +8,12 @@ from typing import Any
 
 from wscluster.escaping import escape_controls, escape_lines
 
-__all__ = ["escape_controls", "guard_root", "set_up"]
+__all__ = ["LineFormatter", "escape_controls", "guard_root", "set_up"]
 
 _DATE = "%Y-%m-%d %H:%M:%S"
 
 
-class _Formatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """``2026-01-31 12:00:00.123 INFO  primary | text``; control characters never reach the terminal raw."""
 
     def __init__(self, who: str) -> None:
@@ -70,7 +70,7 @@ def set_up(level: str, who: str) -> None:
     Only the loggers below ``wscluster`` are set up: the root logger belongs to the program that is served.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(who))
+    handler.setFormatter(LineFormatter(who))
     ours = logging.getLogger("wscluster")
     ours.handlers[:] = [handler]
     ours.propagate = False
@@ -86,7 +86,7 @@ def guard_root(who: str) -> None:
     class of its own is left alone.
     """
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Formatter(who))
+        logging.lastResort.setFormatter(LineFormatter(who))
     for handler in logging.getLogger().handlers:
         formatter = handler.formatter or logging.Formatter()
         if type(formatter) is logging.Formatter:

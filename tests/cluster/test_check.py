@@ -60,7 +60,8 @@ def test_all_is_well_as_json(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "w.toml").write_text(f'target = "good:handler"\napp_dir = "{folder}"\nhost = "::1"\n')
     done = check(folder, "--json", "--config", str(tmp_path / "w.toml"))
     assert json.loads(done.stdout) == {
-        "ok": True, "target": "good:handler", "functions": {"lifespan": "life", "process_request": "page"},
+        "ok": True, "target": "good:handler", "kind": "handler",
+        "functions": {"lifespan": "life", "process_request": "page"},
         "listeners": ["[::1]:8000"], "tls": False, "bus": None, "faults": [],
     }  # fmt: skip
 

@@ -1,0 +1,211 @@
+"""What serves an ASGI app: uvicorn's own server, whose connections come over the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from wscluster.config import Config, counts_open, value_for
+from wscluster.errors import ExitCode
+from wscluster.packets import BootFailed
+from wscluster.workers.endings import Endings
+from wscluster.workers.fed_server import FedServer, FedSocket
+from wscluster.workers.service import Figures
+from wscluster.workers.worker import WorkerFailed
+
+if TYPE_CHECKING:
+    import socket
+
+    from wscluster.packets import Offered
+    from wscluster.tls import Context
+    from wscluster.workers.asgi_log import AsgiLog
+    from wscluster.workers.target import App
+    from wscluster.workers.worker import Worker
+
+OVERTIME_SECONDS = 0.9
+"""What the app's lifespan gets after the graceful timeout, where requests have used all of it."""
+
+logger = logging.getLogger("wscluster.worker")
+
+
+class AsgiServer:
+    """Serves one ASGI app for every connection that the worker adopts.
+
+    Args:
+        app: The app.
+        worker: The worker that it is in.
+        tls: Ends TLS on every connection; None: they speak plain HTTP.
+        log: What uvicorn logs.
+    """
+
+    def __init__(self, app: App, worker: Worker, tls: Context | None, log: AsgiLog) -> None:
+        self.draining = False
+        self._worker = worker
+        self._config = worker.config
+        self._loop = worker.loop
+        self._tls = tls
+        self._log = log
+        self._uvicorn = _Uvicorn(_configure(app, worker.config, tls), self._loop)
+        self._fed: FedServer | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    # What the link asks
+
+    def takes(self, offered: Offered) -> bool:
+        """Say yes while it serves."""
+        return self._fed is not None and self._fed.takes(offered)
+
+    def adopt(self, fd: int, offered: Offered) -> None:
+        """Make a connection of the socket ``fd``."""
+        assert self._fed is not None
+        self._fed.adopt(fd, offered)
+
+    def figures(self) -> Figures:
+        """Return the figures of now; what a message is, only the app knows."""
+        return Figures(len(self._uvicorn.server_state.connections), self._fed.adopted if self._fed is not None else 0)
+
+    async def abort(self) -> None:
+        """Reset every connection."""
+        self.draining = True
+        if self._fed is not None:
+            self._fed.abort_clients()
+            await asyncio.sleep(0)
+
+    # Its life
+
+    async def start(self, deadline: float) -> None:
+        """Begin the app's lifespan; returns when uvicorn serves.
+
+        Args:
+            deadline: Time of the loop at which a lifespan that has not answered is given up.
+
+        Raises:
+            WorkerFailed: The lifespan has failed, or does not answer.
+        """
+        self._feed_loop()
+        self._log.catch()
+        self._life = self._loop.create_task(self._live())
+        await asyncio.wait(
+            {self._life, self._uvicorn.up}, timeout=deadline - self._loop.time(), return_when=asyncio.FIRST_COMPLETED
+        )
+        caught = self._log.caught()
+        if self._uvicorn.up.done():
+            return
+        if not self._life.done():
+            limit = f"{self._config.fleet.worker_startup_timeout:g} s (--worker-startup-timeout)"
+            reason = f"the app's lifespan did not answer 'lifespan.startup' within {limit}"
+        else:
+            said = [line for line in caught.splitlines() if line.strip()]
+            reason = f"the app's lifespan failed: {said[-1].strip()}" if said else "the app's lifespan failed"
+        raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, caught))
+
+    async def drain(self, timeout: float) -> None:
+        """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012.
+
+        What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
+        """
+        assert self._life is not None
+        self.draining = True
+        self._uvicorn.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]
+        self._uvicorn.should_exit = True
+        await asyncio.wait({self._life}, timeout=timeout + OVERTIME_SECONDS)
+        if not self._life.done():
+            logger.error("the app's lifespan did not answer 'lifespan.shutdown' within the graceful timeout")
+            self._life.cancel()
+        await self.abort()
+
+    async def _live(self) -> None:
+        # Its loop and its signals are the worker's; only the socket is not its own.
+        with contextlib.suppress(SystemExit):  # a lifespan that has failed; `start` says why
+            await self._uvicorn.serve(sockets=[FedSocket()])
+
+    def _feed_loop(self) -> None:
+        """Let ``create_server()`` of this loop know a `FedSocket`; with anything else it is what it was."""
+        create_server = self._loop.create_server
+
+        async def create(factory: Any, *args: Any, **options: Any) -> Any:
+            sock = options.get("sock")
+            if isinstance(sock, FedSocket):
+                return self._make_server(factory, sock)
+            return await create_server(factory, *args, **options)
+
+        self._loop.create_server = create  # type: ignore[method-assign, assignment]
+
+    def _make_server(self, factory: Any, sock: FedSocket) -> FedServer:
+        websocket, worker = self._config.websocket, self._worker
+        timeouts: dict[str, Any] = {}
+        if self._tls is not None:
+            timeouts = {
+                "ssl_handshake_timeout": websocket.ws_open_timeout,
+                "ssl_shutdown_timeout": websocket.ws_close_timeout,
+            }
+        self._fed = FedServer(
+            self._loop, factory, [sock], ssl=self._tls, proxied=self._config.listen.proxy_protocol != "off", **timeouts
+        )
+        if counts_open(self._config.listen):
+            self._fed.on_ended = Endings(worker.link, self._loop).tell
+        # uvicorn closes its servers and then, in the same turn, its connections. An app whose loop over a room ends
+        # before would close its WebSocket itself, with 1000.
+        self._fed.on_close = self._end_subscriptions_soon
+        self._fed.begin_serving()
+        return self._fed
+
+    def _end_subscriptions_soon(self, _server: FedServer) -> None:
+        self._loop.call_soon(self._worker.bus.end_subscriptions)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server; ``up`` is done when it has started."""
+
+    def __init__(self, config: uvicorn.Config, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(config)
+        self.up: asyncio.Future[None] = loop.create_future()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: the primary says when to end."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set_result(None)
+
+
+def _configure(app: App, config: Config, tls: Context | None) -> uvicorn.Config:
+    asgi, websocket, handshake = config.asgi, config.websocket, config.handshake
+    return uvicorn.Config(
+        app.app,
+        http="httptools",
+        interface="asgi3",
+        workers=1,
+        log_config=None,
+        lifespan=asgi.lifespan,  # type: ignore[arg-type]
+        root_path=asgi.root_path,
+        timeout_keep_alive=asgi.timeout_keep_alive,  # type: ignore[arg-type]
+        limit_concurrency=asgi.limit_concurrency,
+        headers=list(map(_parse_header, asgi.header)),
+        server_header=asgi.server_header,
+        date_header=asgi.date_header,
+        proxy_headers=handshake.proxy_headers,
+        forwarded_allow_ips=_trusted(handshake.forwarded_allow_ips),
+        ws_max_size=value_for("ASGI", websocket, "ws_max_size"),
+        ws_max_queue=value_for("ASGI", websocket, "ws_max_queue"),
+        ws_ping_interval=websocket.ws_ping_interval or None,
+        ws_ping_timeout=websocket.ws_ping_timeout or None,
+        ws_per_message_deflate=websocket.ws_per_message_deflate,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+    )
+
+
+def _parse_header(text: str) -> tuple[str, str]:
+    name, _, value = text.partition(":")
+    return name.strip(), value.strip()
+
+
+def _trusted(allowed: Sequence[str]) -> list[str] | str:
+    return "*" if "*" in allowed else list(allowed)
