@@ -2,12 +2,17 @@
 
 One worker's life::
 
-    starting --became_ready--> ready --stop--> draining --exited--> exited
-        |                        |                 |
-        +----due, stop-----------+------due--------+---> killed --exited--> exited
+    starting, candidate --became_ready--> ready --stop, replaced--> draining --exited--> exited
+        |                                   |                          |
+        +----due, stop, replaced------------+-----------due------------+---> killed --exited--> exited
 
 `TABLE` is that picture: for each state and event, what is done. An event that it lacks is a bug and raises. A slot
 whose worker has exited gets a new one after a back-off; a slot whose workers fail to boot again and again is `failed`.
+
+A reload goes from slot to slot. A `candidate` starts beside the slot's worker, whatever that one is doing; when it is
+ready, it takes the slot, and the other is drained, or killed where it was not ready either. Nothing else is started in
+the slot meanwhile. The reload ends at the first candidate that does not become ready, and where a worker that it has
+brought is lost: the slots that it has not reached keep their workers. A stop ends it too, without a word of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wscluster.errors import ExitCode
+from wscluster.gateway import rolling
 from wscluster.gateway.fleet_words import (
     Beaten,
     BecameReady,
@@ -28,6 +34,7 @@ from wscluster.gateway.fleet_words import (
     GiveUpSlot,
     Kill,
     Listen,
+    ReloadAsked,
     Route,
     Spawn,
     SpawnFailed,
@@ -38,6 +45,7 @@ from wscluster.gateway.fleet_words import (
     Ticked,
     Unroute,
 )
+from wscluster.gateway.rolling import NO_REASON, Rolling, Slot, Worker
 
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 10.0
@@ -56,33 +64,6 @@ SHUTDOWN_CODE = 1001
 
 
 @dataclass(slots=True)
-class Worker:
-    """What the fleet knows of one worker."""
-
-    id: int
-    slot: int
-    phase: int
-    spawned_at: float
-    state: State = State.STARTING
-    ready_at: float | None = None
-    deadline: float | None = None
-    boot_error: str = ""
-
-
-@dataclass(slots=True)
-class Slot:
-    """What the fleet knows of one slot."""
-
-    worker: int | None = None
-    failed: bool = False
-    settled: bool = False
-    boot_failures: int = 0
-    crashes: int = 0
-    respawn_at: float | None = None
-    spawns: int = 0
-
-
-@dataclass(slots=True)
 class Fleet:
     """Decides over the workers: ``handle(event, now)`` returns the commands that follow.
 
@@ -91,13 +72,23 @@ class Fleet:
         startup_timeout: Seconds that a worker gets to become ready.
         beat_timeout: Seconds without a beat after which a ready worker is killed.
         graceful_timeout: Seconds that a drain may take.
+        patient: Somebody mends the program and asks for a reload then: a boot that fails while no worker was ever ready
+            is not tried again by itself, and slots that are all given up are no end.
+
+    Attributes:
+        phase: Of the last reload that reached every slot.
+        newest_phase: Of the last reload that was begun, and of every worker that was started since: they have its code.
+        rolling: The reload that is under way.
     """
 
     size: int
     startup_timeout: float
     beat_timeout: float
     graceful_timeout: float
+    patient: bool = False
     phase: int = 1
+    newest_phase: int = 1
+    rolling: Rolling | None = None
     slots: list[Slot] = field(default_factory=list)
     workers: dict[int, Worker] = field(default_factory=dict)
     last_worker: int = 0
@@ -126,6 +117,8 @@ class Fleet:
         """
         commands: list[Command] = []
         match event:
+            case ReloadAsked():
+                rolling.reload(self, now, commands)
             case StopAsked():
                 self._stop(commands, now)
             case StopForced():
@@ -143,12 +136,12 @@ class Fleet:
         """When the next `Ticked` is due; None where only events can change anything."""
         due = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
         if self.exit_code is None:
-            due += [slot.respawn_at for slot in self.slots if slot.respawn_at is not None]
+            due += [slot.respawn_at for _, slot in self._waiting_slots() if slot.respawn_at is not None]
         return min(due, default=None)
 
     # Transitions: (worker, event, now, commands)
 
-    def _became_ready(self, worker: Worker, _event: Event, now: float, commands: list[Command]) -> None:
+    def became_ready(self, worker: Worker, _event: Event, now: float, commands: list[Command]) -> None:
         slot = self.slots[worker.slot]
         worker.state = State.READY
         worker.ready_at = now
@@ -160,45 +153,53 @@ class Fleet:
     def _beaten(self, worker: Worker, _event: Event, now: float, _commands: list[Command]) -> None:
         worker.deadline = now + self.beat_timeout
 
-    def _boot_refused(self, worker: Worker, event: BootRefused, now: float, commands: list[Command]) -> None:
+    def _candidate_refused(self, worker: Worker, event: BootRefused, now: float, _commands: list[Command]) -> None:
         worker.boot_error = event.reason
         worker.deadline = now + EXIT_SECONDS
-        if event.exit_code == ExitCode.TARGET and not self.ever_ready:
+
+    def _boot_refused(self, worker: Worker, event: BootRefused, now: float, commands: list[Command]) -> None:
+        self._candidate_refused(worker, event, now, commands)
+        if event.exit_code == ExitCode.TARGET and not self.ever_ready and not self.patient:
             self._finish(ExitCode.TARGET, commands)
 
     def _boot_exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, commands: list[Command]) -> None:
         slot = self.slots[worker.slot]
         slot.boot_failures += 1
-        limit = MAX_BOOT_FAILURES if self.ever_ready else MAX_FIRST_BOOT_FAILURES
+        limit = MAX_BOOT_FAILURES if self.ever_ready else 1 if self.patient else MAX_FIRST_BOOT_FAILURES
         if slot.boot_failures >= limit and self.exit_code is None:
             slot.failed = slot.settled = True
-            reason = worker.boot_error or "its worker ended before it was ready"
-            commands.append(GiveUpSlot(worker.slot, f"{slot.boot_failures} boots failed, the last one: {reason}"))
-        self._exited(worker, event, now, commands)
+            count = f"{slot.boot_failures} boots failed, the last one: " if limit > 1 else ""
+            commands.append(GiveUpSlot(worker.slot, count + (worker.boot_error or NO_REASON)))
+        self.exited(worker, event, now, commands)
 
     def _not_spawned(self, worker: Worker, event: SpawnFailed, now: float, commands: list[Command]) -> None:
         """The system lacks something, descriptors or memory, and may have it again: the slot is not given up."""
         if self.ever_ready:
-            self._exited(worker, event, now, commands)
+            self.exited(worker, event, now, commands)
         else:
             self._boot_exited(worker, event, now, commands)
 
     def _crashed(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
-        if worker.state is State.READY:
-            commands.append(Unroute(worker.slot, worker.id))
-        if worker.ready_at is None:
-            self._boot_exited(worker, event, now, commands)
-            return
-        if now - worker.ready_at >= STABLE_SECONDS:
-            self.slots[worker.slot].crashes = 0
-        self._exited(worker, event, now, commands)
+        commands.append(Unroute(worker.slot, worker.id))
+        self.exited(worker, event, now, commands)
+        rolling.lose(self, worker, "it ended while the reload went on", now, commands)
 
-    def _exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, _commands: list[Command]) -> None:
+    def _kill_done(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
+        if worker.ready_at is None and self.slots[worker.slot].worker == worker.id:
+            self._boot_exited(worker, event, now, commands)
+        else:
+            self.exited(worker, event, now, commands)
+
+    def exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, _commands: list[Command]) -> None:
         worker.state = State.EXITED
         worker.deadline = None
-        slot = self.slots[worker.slot]
-        slot.worker = None
         del self.workers[worker.id]
+        slot = self.slots[worker.slot]
+        if slot.worker != worker.id:  # it was drained or replaced, or was a candidate: the slot is another's
+            return
+        slot.worker = None
+        if worker.ready_at is not None and now - worker.ready_at >= STABLE_SECONDS:
+            slot.crashes = 0
         if not slot.failed and self.exit_code is None:
             backoff = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0**slot.crashes)
             slot.crashes = min(slot.crashes + 1, 16)
@@ -210,7 +211,7 @@ class Fleet:
     # Deadlines, starts and ends
 
     def _fire_deadlines(self, now: float, commands: list[Command]) -> None:
-        for worker in self.workers.values():
+        for worker in list(self.workers.values()):
             if worker.deadline is None or worker.deadline > now:
                 continue
             if now - worker.deadline > LATE_SECONDS:
@@ -218,17 +219,22 @@ class Fleet:
                 continue
             match worker.state:
                 case State.STARTING:
-                    late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
-                    worker.boot_error = late
+                    late = worker.boot_error = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
                     # It has had its time: the others are not kept waiting while it is tried again.
                     self.slots[worker.slot].settled = True
-                    self._kill(worker, late, commands)
+                    self.kill(worker, late, commands)
+                case State.CANDIDATE:
+                    late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
+                    self.kill(worker, late, commands)
+                    rolling.abort(self, worker, late, now, commands)
                 case State.READY:
-                    self._kill(worker, f"no beat for {self.beat_timeout:g} s: its event loop is stuck", commands)
+                    stuck = f"no beat for {self.beat_timeout:g} s: its event loop is stuck"
+                    self.kill(worker, stuck, commands)
+                    rolling.lose(self, worker, stuck, now, commands)
                 case _:  # draining: the others have no deadline
-                    self._kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
+                    self.kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
 
-    def _kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
+    def kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
         if worker.state is State.KILLED:
             return
         if worker.state is State.READY:
@@ -237,24 +243,34 @@ class Fleet:
         worker.deadline = None
         commands.append(Kill(worker.id, reason))
 
+    def _waiting_slots(self) -> list[tuple[int, Slot]]:
+        """Return the slots that get a worker at their `respawn_at`: not the one in which a candidate starts."""
+        turn = None if self.rolling is None else self.rolling.slot
+        return [
+            (number, slot) for number, slot in enumerate(self.slots) if slot.respawn_at is not None and number != turn
+        ]
+
     def _spawn_due(self, now: float, commands: list[Command]) -> None:
         if self.exit_code is not None:
             return
-        for number, slot in enumerate(self.slots):
+        for number, slot in self._waiting_slots():
             if slot.respawn_at is not None and slot.respawn_at <= now:
-                self.last_worker += 1
                 slot.respawn_at = None
-                slot.worker = self.last_worker
                 slot.spawns += 1
-                self.workers[self.last_worker] = Worker(
-                    self.last_worker, number, self.phase, now, deadline=now + self.startup_timeout
-                )
-                commands.append(Spawn(number, self.last_worker, self.phase))
+                slot.worker = self.spawn(number, State.STARTING, now, commands).id
+
+    def spawn(self, slot: int, state: State, now: float, commands: list[Command]) -> Worker:
+        self.last_worker += 1
+        due = now + self.startup_timeout
+        worker = Worker(self.last_worker, slot, self.newest_phase, now, state, deadline=due)
+        self.workers[worker.id] = worker
+        commands.append(Spawn(slot, worker.id, worker.phase))
+        return worker
 
     def _settle(self, commands: list[Command]) -> None:
         """Begin to accept when every slot has come up or was given up; end when nothing is left."""
         if self.exit_code is None:
-            if all(slot.failed for slot in self.slots):
+            if all(slot.failed for slot in self.slots) and self.rolling is None and not self.patient:
                 self._finish(ExitCode.FAILED if self.ever_ready else ExitCode.NOT_STARTED, commands)
             elif not self.listening and self.ever_ready and all(slot.settled for slot in self.slots):
                 self.listening = True
@@ -266,33 +282,39 @@ class Fleet:
     def _finish(self, exit_code: int, commands: list[Command]) -> None:
         """End with ``exit_code`` as soon as every worker is gone."""
         self.exit_code = exit_code
+        self.rolling = None
         self._stop_listening(commands)
         for worker in self.workers.values():
             if worker.state in (State.READY, State.DRAINING) or not worker.boot_error:
-                self._kill(worker, "the cluster cannot run", commands)
+                self.kill(worker, "the cluster cannot run", commands)
 
     def _stop(self, commands: list[Command], now: float) -> None:
         self.stopping = True
         if self.exit_code is not None:
             return
         self.exit_code = ExitCode.OK
+        self.rolling = None
         self._stop_listening(commands)
         for worker in self.workers.values():
             if worker.state is State.READY:
-                worker.state = State.DRAINING
-                worker.deadline = now + self.graceful_timeout + EXIT_SECONDS
                 commands.append(Unroute(worker.slot, worker.id))
-                commands.append(DrainWorker(worker.id, SHUTDOWN_CODE, self.graceful_timeout))
-            elif worker.state is State.STARTING:
-                self._kill(worker, "stopped while it was starting", commands)
+                self.drain(worker, SHUTDOWN_CODE, now, commands)
+            elif worker.state in (State.STARTING, State.CANDIDATE):
+                self.kill(worker, "stopped while it was starting", commands)
 
     def _force(self, commands: list[Command]) -> None:
         self.stopping = True
         if self.exit_code is None:
             self.exit_code = ExitCode.OK
+            self.rolling = None
             self._stop_listening(commands)
         for worker in self.workers.values():
-            self._kill(worker, "stop forced", commands)
+            self.kill(worker, "stop forced", commands)
+
+    def drain(self, worker: Worker, code: int, now: float, commands: list[Command]) -> None:
+        worker.state = State.DRAINING
+        worker.deadline = now + self.graceful_timeout + EXIT_SECONDS
+        commands.append(DrainWorker(worker.id, code, self.graceful_timeout))
 
     def _stop_listening(self, commands: list[Command]) -> None:
         if self.listening:
@@ -303,19 +325,24 @@ class Fleet:
 Transition = Callable[..., None]
 
 TABLE: dict[tuple[State, type[Event]], Transition] = {
-    (State.STARTING, BecameReady): Fleet._became_ready,
+    (State.STARTING, BecameReady): Fleet.became_ready,
     (State.STARTING, Beaten): Fleet._nothing,
     (State.STARTING, BootRefused): Fleet._boot_refused,
     (State.STARTING, Exited): Fleet._boot_exited,
     (State.STARTING, SpawnFailed): Fleet._not_spawned,
+    (State.CANDIDATE, BecameReady): rolling.take_over,
+    (State.CANDIDATE, Beaten): Fleet._nothing,
+    (State.CANDIDATE, BootRefused): Fleet._candidate_refused,
+    (State.CANDIDATE, Exited): rolling.candidate_exited,
+    (State.CANDIDATE, SpawnFailed): rolling.candidate_exited,
     (State.READY, Beaten): Fleet._beaten,
     (State.READY, Exited): Fleet._crashed,
     (State.DRAINING, Beaten): Fleet._nothing,
-    (State.DRAINING, Exited): Fleet._exited,
-    (State.DRAINING, SpawnFailed): Fleet._exited,
+    (State.DRAINING, Exited): Fleet.exited,
+    (State.DRAINING, SpawnFailed): Fleet.exited,
     (State.KILLED, BecameReady): Fleet._nothing,
     (State.KILLED, Beaten): Fleet._nothing,
     (State.KILLED, BootRefused): Fleet._nothing,
-    (State.KILLED, Exited): Fleet._crashed,
-    (State.KILLED, SpawnFailed): Fleet._exited,
+    (State.KILLED, Exited): Fleet._kill_done,
+    (State.KILLED, SpawnFailed): Fleet.exited,
 }

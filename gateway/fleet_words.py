@@ -10,6 +10,8 @@ class State(Enum):
     """State of a worker."""
 
     STARTING = "starting"
+    CANDIDATE = "candidate"
+    """It starts for a reload, and takes its slot when it is ready; until then the slot is another's."""
     READY = "ready"
     DRAINING = "draining"
     KILLED = "killed"
@@ -60,6 +62,11 @@ class SpawnFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """There is new code: replace every worker, slot by slot."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Somebody wants the primary to stop: drain every worker."""
 
@@ -74,7 +81,7 @@ class Ticked:
     """Time has passed; also the first event of all."""
 
 
-Event = BecameReady | Beaten | BootRefused | Exited | SpawnFailed | StopAsked | StopForced | Ticked
+Event = BecameReady | Beaten | BootRefused | Exited | SpawnFailed | ReloadAsked | StopAsked | StopForced | Ticked
 
 # Commands
 
@@ -130,6 +137,29 @@ class GiveUpSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloading:
+    """A reload begins: its first worker is spawned next."""
+
+    phase: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Every slot has a worker of ``phase``."""
+
+    phase: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadFailed:
+    """The reload goes no further: the slots in ``switched`` have a ready worker of ``phase``, the others what they had."""
+
+    phase: int
+    reason: str
+    switched: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """Begin to accept."""
 
@@ -146,4 +176,17 @@ class Finish:
     exit_code: int
 
 
-Command = Spawn | Kill | DrainWorker | Route | Unroute | GiveUpSlot | Listen | StopListening | Finish
+Command = (
+    Spawn
+    | Kill
+    | DrainWorker
+    | Route
+    | Unroute
+    | GiveUpSlot
+    | Reloading
+    | Reloaded
+    | ReloadFailed
+    | Listen
+    | StopListening
+    | Finish
+)

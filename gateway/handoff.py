@@ -115,8 +115,12 @@ class Ledger:
         return self._commands(touched, rejected)
 
     def route(self, slot: int, worker: int) -> list[Command]:
-        """From now on the slot's connections go to ``worker``, which is ready."""
-        self._slots[slot].worker = worker
+        """From now on the slot's connections go to ``worker``, which is ready; a slot that was given up is one again.
+
+        What another worker of the slot was offered stays that one's own until it answers or its link ends.
+        """
+        state = self._slots[slot]
+        state.worker, state.failed = worker, False
         self._workers.setdefault(worker, _Worker(slot))
         return self._commands({slot}, [])
 

@@ -30,6 +30,7 @@ from wscluster.gateway.fleet_words import (
     GiveUpSlot,
     Kill,
     Listen,
+    ReloadAsked,
     Route,
     Spawn,
     SpawnFailed,
@@ -394,17 +395,25 @@ def test_a_stop_after_the_target_was_at_fault_keeps_the_exit_code_and_a_second_o
 
 _STATES: dict[State, Callable[[], Fleet]] = {
     State.STARTING: lambda: (fleet := new_fleet(), fleet.handle(Ticked(), 0.0))[0],
+    State.CANDIDATE: lambda: (fleet := ready_fleet(), fleet.handle(ReloadAsked(), 0.0))[0],
     State.READY: ready_fleet,
     State.DRAINING: lambda: (fleet := ready_fleet(), fleet.handle(StopAsked(), 0.0))[0],
     State.KILLED: lambda: (fleet := ready_fleet(), fleet.handle(StopForced(), 0.0))[0],
 }
-_EVENTS: list[Event] = [BecameReady(1), Beaten(1), BootRefused(1, 3, "why"), Exited(1, 0, 0.5), SpawnFailed(1, 0.5)]
+_EVENTS: list[Callable[[int], Event]] = [
+    BecameReady,
+    Beaten,
+    lambda worker: BootRefused(worker, 3, "why"),
+    lambda worker: Exited(worker, 0, 0.5),
+    lambda worker: SpawnFailed(worker, 0.5),
+]
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(_STATES, _EVENTS)))
-def test_an_event_raises_exactly_where_the_table_has_no_transition(state: State, event: Event) -> None:
+@pytest.mark.parametrize(("state", "make"), list(itertools.product(_STATES, _EVENTS)))
+def test_an_event_raises_exactly_where_the_table_has_no_transition(state: State, make: Callable[[int], Event]) -> None:
     fleet = _STATES[state]()
-    assert fleet.workers[1].state is state
+    event = make(fleet.last_worker)
+    assert fleet.workers[fleet.last_worker].state is state
     if (state, type(event)) in TABLE:
         fleet.handle(event, 0.0)
     else:

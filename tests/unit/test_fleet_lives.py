@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from wscluster.errors import ExitCode
-from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.fleet import SHUTDOWN_CODE, Fleet
 from wscluster.gateway.fleet_words import (
     Beaten,
     BecameReady,
@@ -18,6 +18,10 @@ from wscluster.gateway.fleet_words import (
     GiveUpSlot,
     Kill,
     Listen,
+    ReloadAsked,
+    Reloaded,
+    ReloadFailed,
+    Reloading,
     Route,
     Spawn,
     State,
@@ -27,14 +31,17 @@ from wscluster.gateway.fleet_words import (
     Ticked,
     Unroute,
 )
+from wscluster.gateway.rolling import RELOAD_CODE
 
 
 class FleetLives(RuleBasedStateMachine):
     """Plays the primary and the processes; keeps its own account of them from the commands alone."""
 
+    patient = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.fleet = Fleet(3, 5.0, 3.0, 4.0)
+        self.fleet = Fleet(3, 5.0, 3.0, 4.0, patient=self.patient)
         self.now = 0.0
         self.alive: dict[int, int] = {}
         self.saw: dict[int, State] = {}
@@ -45,6 +52,9 @@ class FleetLives(RuleBasedStateMachine):
         self.given_up: set[int] = set()
         self.listens = self.stop_listens = self.finishes = 0
         self.stopped = False
+        self.reload: int | None = None
+        self.owes_another = False
+        self.phases: list[int] = [1]
         self.give(Ticked())
 
     def give(self, event: Event) -> list[Command]:
@@ -54,19 +64,31 @@ class FleetLives(RuleBasedStateMachine):
             del self.alive[event.worker]
         if isinstance(event, BecameReady) and event.worker not in self.killed:
             self.saw[event.worker] = State.READY
+        if isinstance(event, ReloadAsked) and self.reload is not None:
+            self.owes_another = True
+        routed = dict(self.routed)
         commands = self.fleet.handle(event, self.now)
         for command in commands:
             self.check(command)
+        for slot in routed.keys() - self.routed.keys():
+            crashed = isinstance(event, Exited) and event.worker == routed[slot]
+            assert self.stopped or crashed or routed[slot] in self.killed, "a slot lost its worker for nothing"
         return commands
 
     def check(self, command: Command) -> None:
         assert not self.finishes, f"{command} after Finish"
         match command:
-            case Spawn(slot, worker, _):
+            case Spawn(slot, worker, phase):
                 assert not self.stopped
                 assert worker not in self.used
-                assert slot not in self.alive.values(), "two workers in one slot"
-                assert slot not in self.given_up
+                here = [one for one in self.alive if self.alive[one] == slot and one not in self.killed]
+                here = [one for one in here if self.saw[one] is not State.DRAINING]
+                assert len(here) <= (self.reload is not None), "two workers in one slot"
+                rolling = self.fleet.rolling
+                if rolling is not None and rolling.candidate != worker:
+                    assert self.alive.get(rolling.candidate or 0) != slot, "a candidate starts there already"
+                assert slot not in self.given_up or self.reload is not None
+                assert phase == self.phases[-1]
                 self.used.add(worker)
                 self.alive[worker] = slot
                 self.saw[worker] = State.STARTING
@@ -81,10 +103,13 @@ class FleetLives(RuleBasedStateMachine):
                 assert self.saw[worker] is State.READY
                 assert slot not in self.routed
                 self.routed[slot] = worker
+                self.given_up.discard(slot)
             case Unroute(slot, worker):
                 assert self.routed.pop(slot) == worker
-            case DrainWorker(worker, _, _):
-                assert self.stopped
+            case DrainWorker(worker, code, _):
+                assert code == (SHUTDOWN_CODE if self.stopped else RELOAD_CODE)
+                assert self.stopped or self.reload is not None
+                assert worker not in self.routed.values()
                 assert self.saw[worker] is State.READY
                 assert worker not in self.killed
                 self.saw[worker] = State.DRAINING
@@ -92,6 +117,23 @@ class FleetLives(RuleBasedStateMachine):
                 assert not self.stopped, "nobody cares any more"
                 assert slot not in self.given_up
                 self.given_up.add(slot)
+            case Reloading(phase):
+                assert not self.stopped
+                assert self.reload is None
+                assert phase == self.phases[-1] + 1, "a phase is never used again"
+                self.reload = phase
+                self.phases.append(phase)
+                self.owes_another = False
+            case Reloaded(phase) | ReloadFailed(phase):
+                assert phase == self.reload
+                assert not self.stopped
+                self.reload = None
+                running = {slot for slot, worker in self.routed.items() if self.fleet.workers[worker].phase == phase}
+                if isinstance(command, Reloaded):
+                    assert running == set(range(3))
+                else:
+                    assert set(command.switched) == running
+                    assert command.reason
             case Listen():
                 self.listens += 1
                 assert self.routed or self.saw, "somebody was ready"
@@ -100,6 +142,7 @@ class FleetLives(RuleBasedStateMachine):
             case Finish(exit_code):
                 assert not self.alive
                 assert not self.stopped or exit_code in (ExitCode.OK, ExitCode.TARGET)
+                assert self.stopped or not self.patient
                 self.finishes += 1
 
     def pick(self, number: int, *states: State) -> int | None:
@@ -119,8 +162,13 @@ class FleetLives(RuleBasedStateMachine):
         worker = self.pick(number, State.STARTING)
         assert worker is not None
         self.refused.add(worker)
-        self.stopped = self.stopped or (code == 4 and not self.fleet.ever_ready and worker not in self.killed)
+        self.stopped = self.stopped or self.ends_all(worker, code)
         self.give(BootRefused(worker, code, "why"))
+
+    def ends_all(self, worker: int, code: int) -> bool:
+        """Say whether this refusal ends the cluster."""
+        starting = self.fleet.workers[worker].state is State.STARTING
+        return starting and code == 4 and not self.fleet.ever_ready and not self.patient
 
     @precondition(lambda self: self.pick(0, State.READY, State.DRAINING) is not None)
     @rule(number=st.integers(0, 9))
@@ -138,6 +186,19 @@ class FleetLives(RuleBasedStateMachine):
     @rule()
     def die_of_the_kill(self) -> None:
         self.give(Exited(min(self.killed & self.alive.keys()), -9, 0.0))
+
+    @rule()
+    def ask_for_a_reload(self) -> None:
+        idle = self.reload is None and self.fleet.exit_code is None
+        assert [type(command) for command in self.give(ReloadAsked())][:1] == ([Reloading] if idle else [])
+
+    @precondition(lambda self: self.fleet.rolling is not None)
+    @rule()
+    def let_the_candidate_become_ready(self) -> None:
+        assert self.fleet.rolling is not None
+        worker = self.fleet.rolling.candidate
+        if worker is not None and worker not in self.refused:
+            self.give(BecameReady(worker))
 
     @rule(seconds=st.sampled_from([0.001, 0.1, 0.9, 2.0, 20.0]))
     def pass_time(self, seconds: float) -> None:
@@ -171,9 +232,17 @@ class FleetLives(RuleBasedStateMachine):
             self.killed & self.alive.keys()
         )
         assert bool(self.finishes) == (fleet.exit_code is not None and not self.alive)
-        if fleet.exit_code is None:
-            for number, slot in enumerate(fleet.slots):
-                assert (number in self.alive.values()) + (slot.respawn_at is not None) + slot.failed == 1, "a dead end"
+        candidates = [worker.id for worker in fleet.workers.values() if worker.state is State.CANDIDATE]
+        if fleet.exit_code is not None:
+            assert fleet.rolling is None
+            return
+        assert (fleet.rolling is None) == (self.reload is None)
+        assert candidates == ([] if fleet.rolling is None else [fleet.rolling.candidate])
+        assert self.owes_another == (fleet.rolling is not None and fleet.rolling.again)
+        for number, slot in enumerate(fleet.slots):
+            ways = (slot.worker is not None) + (slot.respawn_at is not None) + slot.failed
+            turn = fleet.rolling is not None and fleet.rolling.slot == number
+            assert ways == 1 or (turn and ways == 0), "a dead end"
 
     def teardown(self) -> None:
         """Whatever has happened: a stop ends, with nothing but time and exits of what was told to go."""
@@ -188,5 +257,13 @@ class FleetLives(RuleBasedStateMachine):
         assert self.finishes == 1
 
 
+class PatientLives(FleetLives):
+    """The same, where somebody mends the program: nothing but a stop ends it."""
+
+    patient = True
+
+
 TestFleetLives = FleetLives.TestCase
 TestFleetLives.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestPatientLives = PatientLives.TestCase
+TestPatientLives.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

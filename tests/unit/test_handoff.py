@@ -153,6 +153,35 @@ def test_a_late_unroute_does_not_take_the_slot_from_the_replacement() -> None:
     assert numbers_of(ledger.accept(connections(1), 1.0)) == [("hand off", 99, [1])]
 
 
+# From one living worker to another
+
+
+def test_a_route_that_is_switched_gives_the_new_worker_what_waits_and_leaves_the_old_one_its_offers() -> None:
+    ledger = ledger_of()
+    old, new = worker_of(FIRST), 99
+    ledger.accept(connections(*span(1, WINDOW + 2)), 0.0)
+    assert ledger.unroute(FIRST, old, 1.0) == []
+    assert numbers_of(ledger.route(FIRST, new)) == [("hand off", new, [WINDOW + 1, WINDOW + 2])]
+    assert numbers_of(ledger.accept(connections(WINDOW + 3), 1.0)) == [("hand off", new, [WINDOW + 3])]
+    # What the old one answers makes no room for more, and what it refuses goes to the new one, at its place.
+    assert ledger.adopt(old, (1, 2)) == [Release((1, 2))]
+    assert numbers_of(ledger.refuse(old, (3, 4), 1.0)) == [("hand off", new, [3, 4])]
+    assert numbers_of(ledger.end(old, 1.0)) == [("hand off", new, span(5, WINDOW - 1))], "as far as the window reaches"
+    assert numbers_of(ledger.adopt(new, (3,))) == [("release", None, [3]), ("hand off", new, [WINDOW])]
+    assert ledger.accept(connections(WINDOW + 4), 1.0) == [], "the window is full again"
+    assert ledger.next_deadline() is None
+    assert ledger.rejected == 0
+
+
+def test_a_slot_that_was_given_up_is_one_again_when_it_gets_a_worker() -> None:
+    ledger = ledger_of(live=[SECOND, THIRD])
+    ledger.fail_slot(FIRST, 0.0)
+    assert ledger.route(FIRST, 99) == []
+    assert numbers_of(ledger.accept(connections(1), 0.0)) == [("hand off", 99, [1])]
+    ledger.end(99, 1.0)
+    assert ledger.accept(connections(2), 1.0) == [], "it is waited for, as any other"
+
+
 # A slot without a worker
 
 
