@@ -5,16 +5,20 @@
     async with Cluster("handlers:chat", workers=2) as cluster:
         async with cluster.connect() as ws:
             await ws.send("hello")
+
+    async with Cluster.run("server.py", "--verbose", workers=2) as cluster: ...
+
+The fixture of `wscluster.pytest_plugin` makes such clusters too, and ends what a test has left running.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,9 +26,10 @@ from typing import Any, Self
 
 from websockets.asyncio.client import connect, unix_connect
 
-from wscluster.config import flag_of, option_fields
 from wscluster.control_client import ask, stop
 from wscluster.errors import WsclusterError
+from wscluster.primary_command import COMMAND, as_flags, check_options, clean_environment, reached
+from wscluster.primary_process import PrimaryProcess
 
 START_SECONDS = 60.0
 WAIT_SECONDS = 20.0
@@ -32,7 +37,6 @@ STOP_SECONDS = 15.0
 """What a primary gets to end beyond its graceful timeout before it is killed."""
 MAX_OUTPUT_LINES = 10_000
 _STATUS_SECONDS = 0.02
-
 Event = dict[str, Any]
 
 
@@ -52,9 +56,10 @@ class Cluster:
     ``WEB_CONCURRENCY``) are not handed on, unless they stand in ``env``.
 
     Args:
-        target: ``module:attribute``.
+        target: ``module:attribute``, a handler or an ASGI app.
         workers: Number of workers.
         app_dir: Folder from which the target is imported; the working directory where it is None.
+        cwd: Working directory of primary and workers; that of this process where it is None.
         env: Variables for the primary and its workers, beside those of this process.
         pass_fds: Descriptors that the primary inherits, such as the one of ``fd``.
         command: What comes before ``serve``, to run it under another program.
@@ -62,6 +67,7 @@ class Cluster:
             the flag once for each of its items, None does not give it, a truth value turns a switch on or off.
 
     Attributes:
+        target: As it was given; empty for a program.
         events: The lifecycle events so far, oldest first.
         output: What primary and workers have printed, the last 10,000 lines.
 
@@ -75,26 +81,68 @@ class Cluster:
         *,
         workers: int = 2,
         app_dir: str | os.PathLike[str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),
-        command: tuple[str, ...] = (sys.executable, "-m", "wscluster"),
+        command: tuple[str, ...] = COMMAND,
         **options: Any,
     ) -> None:
-        if unknown := sorted(options.keys() - option_fields().keys()):
-            raise TypeError(f"wscluster serve has no option {', '.join(unknown)}")
-        self.target = target
+        where = {} if options.keys() & {"bind", "uds", "fd"} else {"host": "127.0.0.1", "port": 0}
+        if app_dir is not None:
+            options["app_dir"] = os.fspath(app_dir)
+        self._set_up("serve", (target,), cwd, env, pass_fds, command, {"workers": workers, **where, **options})
+
+    @classmethod
+    def run(
+        cls,
+        *program: str | os.PathLike[str],
+        workers: int = 2,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+        command: tuple[str, ...] = COMMAND,
+        **options: Any,
+    ) -> Self:
+        """Return a cluster of ``wscluster run PROGRAM ARGUMENTS``: it listens where the program does.
+
+        Args:
+            program: A file and the program's own arguments, or ``"-m"``, a module and its arguments.
+            workers, cwd, env, pass_fds, command: As for a target.
+            options: Any flag of ``run`` under its name.
+
+        Raises:
+            TypeError: No program was given, or there is no such option.
+        """
+        if not program:
+            raise TypeError("Cluster.run() wants a program, or '-m' and a module")
+        cluster = cls.__new__(cls)
+        words = tuple(os.fspath(word) for word in program)
+        cluster._set_up("run", words, cwd, env, pass_fds, command, {"workers": workers, **options})
+        return cluster
+
+    def _set_up(
+        self,
+        verb: str,
+        words: tuple[str, ...],
+        cwd: str | os.PathLike[str] | None,
+        env: Mapping[str, str] | None,
+        pass_fds: tuple[int, ...],
+        command: tuple[str, ...],
+        options: dict[str, Any],
+    ) -> None:
+        check_options(verb, options)
+        self.target = words[0] if verb == "serve" else ""
         self.events: list[Event] = []
         self.output: list[str] = []
+        self._verb = verb
+        self._words = words
         self._command = command
         self._pass_fds = pass_fds
-        where = {} if options.keys() & {"bind", "uds", "fd"} else {"host": "127.0.0.1", "port": 0}
-        self._options = {"workers": workers, **where, "graceful_timeout": 5.0, **options}
-        if app_dir is not None:
-            self._options["app_dir"] = os.fspath(app_dir)
-        self._env = _clean_environment() | dict(env or {})
+        self._options = {"graceful_timeout": 5.0, **options}
+        self._cwd = None if cwd is None else os.fspath(cwd)
+        self._env = clean_environment() | dict(env or {})
         self._folder: Path | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
+        self._process: PrimaryProcess | None = None
         # Done at the next event or line of output, and then another.
         self._news: asyncio.Future[None] | None = None
 
@@ -119,31 +167,29 @@ class Cluster:
         """Start the primary without waiting for anything; entering the context does it too."""
         self._folder = Path(tempfile.mkdtemp(prefix="wscluster-test-"))
         self._options.setdefault("control_socket", str(self._folder / "control.sock"))
-        read, write = os.pipe()
-        flags = [text for name, value in self._options.items() for text in _as_flags(name, value)]
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, "serve", self.target, "--ready-fd", str(write), *flags,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[write, *self._pass_fds], env=self._env,
-            )  # fmt: skip
-        except BaseException:
-            os.close(read)
-            raise
-        finally:
-            os.close(write)
-        loop = asyncio.get_running_loop()
-        self._news = loop.create_future()
-        assert self._process.stdout is not None
-        self._readers = [
-            loop.create_task(self._read_events(read)),
-            loop.create_task(self._read_output(self._process.stdout)),
-        ]
+        flags = as_flags(self._options)
+        self._news = asyncio.get_running_loop().create_future()
+        self._process = PrimaryProcess(
+            # The flags come first: what follows a program is the program's own.
+            lambda fd: [*self._command, self._verb, "--ready-fd", str(fd), *flags, *self._words],
+            cwd=self._cwd, env=self._env, pass_fds=self._pass_fds,
+            on_event=self._take_event, on_output=self._take_output, on_end=self._tell,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """End primary, workers and all that they have started, at once, and remove what they left.
+
+        It blocks until they have ended, up to ten seconds, and needs no event loop: it is for what was never left as a
+        context manager is. Nothing is done where nothing runs.
+        """
+        if self._process is not None:
+            self._process.end()
+        self._remove_folder()
 
     # What it is
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> PrimaryProcess:
         """The primary."""
         assert self._process is not None, "the cluster was not started"
         return self._process
@@ -165,20 +211,37 @@ class Cluster:
 
     @property
     def listeners(self) -> list[str]:
-        """What the primary listens on: ``host:port``, ``[v6]:port``, ``unix:/path``."""
-        return list(next(event["listeners"] for event in self.events if event["event"] == "ready"))
+        """Where the primary listens: ``host:port``, ``[v6]:port``, ``unix:/path``; what it bound later comes last."""
+        ready = next(list(event["listeners"]) for event in self.events if event["event"] == "ready")
+        bound = (event["listener"] for event in self.events if event["event"] == "bound")
+        return list(dict.fromkeys([*ready, *bound]))
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports of all TCP listeners, in the order of `listeners`."""
+        return [int(name.rpartition(":")[2]) for name in self.listeners if not name.startswith("unix:")]
 
     @property
     def url(self) -> str:
         """``ws://HOST:PORT`` of the first TCP listener; of the host that was asked for, where one was.
 
         With ``ssl_certfile`` it is ``wss://HOST:PORT``.
+
+        Raises:
+            LookupError: There is none.
         """
-        scheme = "ws" if self._options.get("ssl_certfile") is None else "wss"
+        return f"{'ws' if self._options.get('ssl_certfile') is None else 'wss'}://{self._host_and_port()}"
+
+    @property
+    def http_url(self) -> str:
+        """``http://HOST:PORT``, or ``https://HOST:PORT``, where `url` has ``ws`` or ``wss``."""
+        return f"http{self.url.removeprefix('ws')}"
+
+    def _host_and_port(self) -> str:
         host = self._options.get("host")
-        if host is None:
-            return f"{scheme}://{next(name for name in self.listeners if not name.startswith('unix:'))}"
-        return f"{scheme}://{host}:{self.port}"
+        if host is not None:
+            return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return reached(self.listeners)
 
     @property
     def control_socket(self) -> Path:
@@ -283,7 +346,10 @@ class Cluster:
             await self.process.wait()
             raise ClusterFailed(f"the primary did not end within {timeout:g} s", None, self._tail()) from None
         # A worker that outlives its primary would keep the pipes open: that is for the test to find, not to wait for.
-        await asyncio.wait(self._readers, timeout=2)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while self.process.reading:
+                    await self._wait_news()
         return code
 
     # Reading
@@ -292,63 +358,43 @@ class Cluster:
         try:
             async with asyncio.timeout(timeout):
                 while not condition():
-                    reading = [reader for reader in self._readers if not reader.done()]
-                    if not reading:
+                    if not self.process.reading:
                         raise ClusterFailed(f"{what}: the primary ended", await self.process.wait(), self._tail())
-                    assert self._news is not None
-                    await asyncio.wait([self._news, *reading], return_when=asyncio.FIRST_COMPLETED)
+                    await self._wait_news()
         except TimeoutError:
             raise TimeoutError(f"{what} within {timeout:g} s\n{self._tail()}") from None
 
-    async def _read_events(self, fd: int) -> None:
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-        )
-        try:
-            while line := await reader.readline():
-                self.events.append(json.loads(line))
-                self._tell()
-        finally:
-            transport.close()
+    async def _wait_news(self) -> None:
+        assert self._news is not None
+        await asyncio.wait([self._news])
 
-    async def _read_output(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
-            self.output.append(line.decode(errors="replace").rstrip("\n"))
-            del self.output[:-MAX_OUTPUT_LINES]
-            self._tell()
+    def _take_event(self, line: bytes) -> None:
+        self.events.append(json.loads(line))
+        self._tell()
+
+    def _take_output(self, line: bytes) -> None:
+        self.output.append(line.decode(errors="replace"))
+        del self.output[:-MAX_OUTPUT_LINES]
+        self._tell()
 
     def _tell(self) -> None:
         assert self._news is not None
-        self._news.set_result(None)
-        self._news = asyncio.get_running_loop().create_future()
+        loop = self._news.get_loop()
+        if not loop.is_closed():
+            self._news.set_result(None)
+            self._news = loop.create_future()
 
     def _tail(self) -> str:
         return "\n".join(self.output[-50:])
 
     async def _end(self) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
             await self._process.wait()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+            self._process.close()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _as_flags(name: str, value: Any) -> list[str]:
-    flag = flag_of(name)
-    if value is None:
-        return []
-    if isinstance(value, bool) and option_fields()[name][1].metadata["switch"]:
-        return [flag if value else f"--no-{flag[2:]}"]
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [text for item in values for text in (flag, str(item).lower() if isinstance(item, bool) else str(item))]
-
-
-def _clean_environment() -> dict[str, str]:
-    others = {name for _, item in option_fields().values() for name in item.metadata["env"]}
-    return {
-        name: value for name, value in os.environ.items() if name not in others and not name.startswith("WSCLUSTER_")
-    }
+            self._folder = None
