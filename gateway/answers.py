@@ -15,6 +15,7 @@ from wscluster.gateway.crew import Crew
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.fleet_words import State
 from wscluster.gateway.handoff import Ledger
+from wscluster.gateway.listening import Listening
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.status import PrimaryFacts, build_status
 from wscluster.urls import hide_password
@@ -29,7 +30,7 @@ class Answers:
     ledger: Ledger
     crew: Crew
     bus: RedisServer
-    listeners: tuple[str, ...]
+    listening: Listening
     started_at: float
     stop: Callable[[], None]
     force: Callable[[], None]
@@ -78,7 +79,7 @@ class Answers:
             pid=os.getpid(),
             version=wscluster.__version__,
             started_at=self.started_at,
-            listeners=self.listeners,
+            listeners=tuple(self.listening.names),
             sticky=(self.config.placement.sticky,),
             bus_url=self.bus.address if url is None else hide_password(url),
             bus_private=url is None,

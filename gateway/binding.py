@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from wscluster.addresses import Address, Inherited, Tcp, UnixPath, show_address
 from wscluster.errors import ExitCode, StartError
@@ -15,6 +16,18 @@ from wscluster.errors import ExitCode, StartError
 UNIX_MODE = 0o666
 """As uvicorn makes its Unix sockets: the folder says who may connect."""
 CONNECT_SECONDS = 1.0
+
+
+TcpAddress = tuple[int, tuple[Any, ...]]
+"""Address family, and the address as `socket` writes it."""
+
+
+class CannotBind(StartError):
+    """An address cannot be bound; ``errno`` is the system's reason."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class Bound:
@@ -72,7 +85,7 @@ def bind(addresses: Iterable[Address], inherited: Mapping[int, Bound]) -> list[B
                 case Tcp(host, port):
                     new = _bind_tcp(host, port)
                 case UnixPath(path):
-                    new = [_bind_unix(path)]
+                    new = [bind_unix(path)]
                 case Inherited(fd):
                     new = [inherited[fd]]
             for one in new:
@@ -85,23 +98,52 @@ def bind(addresses: Iterable[Address], inherited: Mapping[int, Bound]) -> list[B
 def _bind_tcp(host: str, port: int) -> list[Bound]:
     shown = show_address(Tcp(host, port))
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = resolve(host, port)
     except (socket.gaierror, UnicodeError) as exc:
         raise StartError(f"cannot listen on {shown}: {exc}; give an address of this machine") from exc
-    addresses = sorted({(info[0], info[4]) for info in found}, key=lambda item: (item[0] != socket.AF_INET, item[1]))
+    return bind_tcp(found, shown, both=host == "::")
+
+
+def resolve(host: str, port: int, family: int = 0, flags: int = 0) -> list[TcpAddress]:
+    """Return the addresses that ``host`` means, those of IPv4 first; empty means every interface.
+
+    Args:
+        family: Restricts them; 0 for any.
+        flags: For ``getaddrinfo``, beside AI_PASSIVE.
+
+    Raises:
+        socket.gaierror: It means none.
+        UnicodeError: It cannot be a name.
+    """
+    flags |= socket.AI_PASSIVE
+    found = socket.getaddrinfo(host or None, port, family=family, type=socket.SOCK_STREAM, flags=flags)
+    addresses: set[TcpAddress] = {(int(info[0]), tuple(info[4])) for info in found}
+    return sorted(addresses, key=lambda item: (item[0] != socket.AF_INET, item[1]))
+
+
+def bind_tcp(addresses: Iterable[TcpAddress], shown: str, *, both: bool = False) -> list[Bound]:
+    """Return a socket bound to each of ``addresses``; with port 0 all of them to the port that the kernel chooses.
+
+    Args:
+        shown: What was asked for, as a fault names it.
+        both: A socket of IPv6 takes IPv4 too.
+
+    Raises:
+        CannotBind: One is taken, not this machine's, or not allowed; none stays bound.
+    """
     bound: list[socket.socket] = []
     for family, address in addresses:
-        # All of them on the port that the kernel chose for the first.
-        chosen = (address[0], bound[0].getsockname()[1], *address[2:]) if bound else address
+        chosen = (address[0], bound[0].getsockname()[1], *address[2:]) if bound and not address[1] else address
         try:
-            bound.append(_bind_one(family, chosen, both=host == "::"))
+            bound.append(_bind_one(family, chosen, both=both))
         except OSError as exc:
-            if bound and exc.errno == errno.EADDRNOTAVAIL:
+            if bound and exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue  # a name with an IPv6 address on a machine without IPv6
             for sock in bound:
                 sock.close()
             hint = "; is another server running? choose another port" if exc.errno == errno.EADDRINUSE else ""
-            raise StartError(f"cannot listen on {shown}: {os.strerror(exc.errno or 0)}{hint}") from exc
+            number = exc.errno or errno.EINVAL
+            raise CannotBind(f"cannot listen on {shown}: {os.strerror(number)}{hint}", number) from exc
     return [Bound(sock) for sock in bound]
 
 
@@ -124,21 +166,32 @@ def _answer_at_once(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _bind_unix(path: str) -> Bound:
-    shown = f"unix:{path}"
-    _remove_stale(path, shown)
+def bind_unix(path: str, mode: int | None = UNIX_MODE) -> Bound:
+    """Return a Unix socket bound to ``path``, in the abstract namespace where it begins with a NUL.
+
+    Args:
+        mode: Of the new file; None leaves it to the umask.
+
+    Raises:
+        CannotBind: A server listens there, it is no socket, or the folder does not let us.
+    """
+    abstract = path.startswith("\0")
+    shown = f"unix:@{path[1:]}" if abstract else f"unix:{path}"
+    if not abstract:
+        _remove_stale(path, shown)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
-        bound = Bound(sock, os.path.abspath(path))
+        bound = Bound(sock, None if abstract else os.path.abspath(path))
     except OSError as exc:
         sock.close()
-        raise StartError(f"cannot listen on {shown}: {exc.strerror or exc}") from exc
+        raise CannotBind(f"cannot listen on {shown}: {exc.strerror or exc}", exc.errno or errno.EINVAL) from exc
     try:
-        os.chmod(path, UNIX_MODE)
+        if not abstract and mode is not None:
+            os.chmod(path, mode)
     except OSError as exc:
         bound.close()
-        raise StartError(f"cannot listen on {shown}: {exc.strerror}") from exc
+        raise CannotBind(f"cannot listen on {shown}: {exc.strerror}", exc.errno or errno.EINVAL) from exc
     return bound
 
 
@@ -146,18 +199,21 @@ def _remove_stale(path: str, shown: str) -> None:
     """Remove the socket that a server has left behind at ``path``; nothing else.
 
     Raises:
-        StartError: A server listens there, or it is no socket.
+        CannotBind: A server listens there, or it is no socket.
     """
+
+    def refuse(why: str, number: int | None = errno.EADDRINUSE) -> CannotBind:
+        return CannotBind(f"cannot listen on {shown}: {why}", number or errno.EADDRINUSE)
+
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
-    except OSError as exc:
-        raise StartError(f"cannot listen on {shown}: {exc.strerror}") from exc
+    except (OSError, ValueError) as exc:
+        number = exc.errno if isinstance(exc, OSError) else errno.EINVAL
+        raise refuse((exc.strerror if isinstance(exc, OSError) else None) or str(exc), number) from exc
     if not stat.S_ISSOCK(mode):
-        raise StartError(
-            f"cannot listen on {shown}: this is a file, a folder or a link, not a socket; it is left alone"
-        )
+        raise refuse("this is a file, a folder or a link, not a socket; it is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.settimeout(CONNECT_SECONDS)
         try:
@@ -165,16 +221,16 @@ def _remove_stale(path: str, shown: str) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             pass  # nobody listens
         except OSError as exc:  # a full backlog, another kind of socket, another user's
-            raise StartError(f"cannot listen on {shown}: a socket is there, and it does not say that nobody listens: "
-                             f"{exc.strerror or exc}") from exc  # fmt: skip
+            why = f"a socket is there, and it does not say that nobody listens: {exc.strerror or exc}"
+            raise refuse(why) from exc
         else:
-            raise StartError(f"cannot listen on {shown}: another server listens there")
+            raise refuse("another server listens there")
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
     except OSError as exc:
-        raise StartError(f"cannot listen on {shown}: the socket of an earlier server: {exc.strerror}") from exc
+        raise refuse(f"the socket of an earlier server: {exc.strerror}", exc.errno) from exc
 
 
 def _take(fd: int) -> Bound:

@@ -27,6 +27,7 @@ class Crew:
         on_link_end: Called once when nothing more will come from a worker.
         on_exit: Called with a worker's id, its process id and its exit status (negative: a signal), after its last
             packet and the end of its link.
+        own_groups: Each worker gets a process group of its own.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Crew:
         on_packet: Callable[[int, Packet], None],
         on_link_end: Callable[[int], None],
         on_exit: Callable[[int, int, int], None],
+        *,
+        own_groups: bool = False,
     ) -> None:
         self.totals = Totals()
         self.figures: dict[int, Figures] = {}
@@ -44,6 +47,7 @@ class Crew:
         self._on_packet = on_packet
         self._on_link_end = on_link_end
         self._on_exit = on_exit
+        self._own_groups = own_groups
         self._links: dict[int, Link] = {}
         self._processes: dict[int, Process] = {}
         self._poller = Poller(loop)
@@ -54,7 +58,9 @@ class Crew:
         Raises:
             OSError: It cannot be started.
         """
-        process, sock = spawn_worker(self._loop, lambda status: self._exited(worker, status))
+        process, sock = spawn_worker(
+            self._loop, lambda status: self._exited(worker, status), own_group=self._own_groups
+        )
         logger.debug("worker %d started in slot %d, pid %d", worker, slot, process.pid)
         self._processes[worker] = process
         self.figures[worker] = Figures(process.pid)

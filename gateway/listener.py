@@ -10,8 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from wscluster.errors import StartError
-from wscluster.gateway.binding import Bound
+from wscluster.gateway.binding import Bound, CannotBind
 
 BATCH = 64
 """Connections accepted in one turn of the loop; the others wait in the kernel's backlog for the next."""
@@ -67,14 +66,15 @@ class Listener:
         """Begin to accept.
 
         Raises:
-            StartError: Another socket has begun to listen on the same address.
+            CannotBind: Another socket has begun to listen on the same address.
         """
         if not self._bound.is_reachable():
-            raise StartError(f"cannot listen on {self.name}: another server has taken its place")
+            raise CannotBind(f"cannot listen on {self.name}: another server has taken its place", errno.EADDRINUSE)
         try:
             self._sock.listen(self._backlog)
         except OSError as exc:
-            raise StartError(f"cannot listen on {self.name}: {os.strerror(exc.errno or 0)}") from exc
+            number = exc.errno or errno.EINVAL
+            raise CannotBind(f"cannot listen on {self.name}: {os.strerror(number)}", number) from exc
         self._accepting = True
         self._loop.add_reader(self._sock, self._readable)
 

@@ -15,13 +15,15 @@ from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway import handoff
 from wscluster.gateway.admission import Admission, make_admission
 from wscluster.gateway.answers import Answers
+from wscluster.gateway.asking import Asking
 from wscluster.gateway.binding import Bound
 from wscluster.gateway.boot_faults import BootFaults
 from wscluster.gateway.control import ControlServer
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import Fleet
-from wscluster.gateway.listener import Accepted, Listener
+from wscluster.gateway.listener import Accepted
+from wscluster.gateway.listening import Listening
 from wscluster.gateway.peek import Peeker
 from wscluster.gateway.placement import make_chooser
 from wscluster.gateway.redis_server import RedisServer
@@ -30,7 +32,9 @@ from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
     Beat,
+    Bind,
     BootFailed,
+    BoundAt,
     BusAt,
     Drain,
     Ended,
@@ -49,8 +53,8 @@ class Primary:
     """One cluster, from its first worker to its last.
 
     Args:
-        config: What to serve; ``fleet.workers`` is a number here.
-        bound: Sockets to accept from.
+        config: What to serve or to run; ``fleet.workers`` is a number here.
+        bound: Sockets to accept from; none for a program, which asks for its own.
     """
 
     def __init__(self, config: Config, bound: list[Bound], loop: asyncio.AbstractEventLoop) -> None:
@@ -69,10 +73,9 @@ class Primary:
         self._peeker = self._make_peeker()
         self._admission = make_admission(config.listen)
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
-        self._listeners = [
-            Listener(one, config.listen.backlog, loop, on_batch, self._shed_unseen, number)
-            for number, one in enumerate(bound)
-        ]
+        self._listening = Listening(config.listen.backlog, loop, on_batch, self._shed_unseen)
+        self._listening.add(bound)
+        self._asking = Asking(loop, self._listening, self._tell_bound, self._bound)
         self._events = EventLog(config.operate.ready_fd, loop)
         self._shedder = Shedder(loop, tls=config.tls.ssl_certfile is not None)
         self._bus = RedisServer(loop, self._bus_moved)
@@ -80,7 +83,9 @@ class Primary:
         self._wants_bus: set[int] = set()
         self._sockets: dict[int, socket.socket] = {}
         self._last_number = 0
-        self._crew = Crew(loop, to_json(config), self._received, self._link_ended, self._exited)
+        self._crew = Crew(
+            loop, to_json(config), self._received, self._link_ended, self._exited, own_groups=bool(config.run)
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
         self._answers = Answers(
@@ -89,7 +94,7 @@ class Primary:
             ledger=self._ledger,
             crew=self._crew,
             bus=self._bus,
-            listeners=tuple(listener.name for listener in self._listeners),
+            listening=self._listening,
             started_at=loop.time(),
             stop=self.stop,
             force=self.force,
@@ -109,10 +114,11 @@ class Primary:
             at_end.callback(self._shedder.close)
             at_end.callback(self._bus.close)
             at_end.callback(self._stop_listening)
+            at_end.callback(self._asking.close)
             await self._control.start()
             try:
-                for listener in self._listeners:
-                    self._events.emit("bound", listener=listener.name)
+                for name in self._listening.names:
+                    self._bound(name)
                 self._step(fleet.Ticked())
                 exit_code = await self._finished
                 at_end.close()
@@ -235,25 +241,33 @@ class Primary:
 
     def _listen(self) -> None:
         try:
-            for listener in self._listeners:
-                listener.start()
+            self._listening.start()
         except StartError as exc:
             self._fault = exc
             logger.error("%s", exc)
             self._step(fleet.StopForced())
             return
-        names = [listener.name for listener in self._listeners]
-        port = next((int(name.rpartition(":")[2]) for name in names if not name.startswith("unix:")), None)
-        scheme = "http" if self._config.tls.ssl_certfile is None else "https"
+        names = self._listening.names
+        # What a program speaks is its own matter.
+        scheme = "" if self._config.run else "http://" if self._config.tls.ssl_certfile is None else "https://"
         logger.info(
             "listening on %s with %d workers, sticky by %s, on %s; control socket %s",
-            ", ".join(name if name.startswith("unix:") else f"{scheme}://{name}" for name in names),
+            ", ".join(name if name.startswith("unix:") else f"{scheme}{name}" for name in names),
             len(self._fleet.slots),
             self._config.placement.sticky,
             loop_name(),
             self._control.path,
         )
-        self._events.emit("ready", pid=os.getpid(), port=port, listeners=names)
+        self._events.emit("ready", pid=os.getpid(), port=self._listening.port, listeners=names)
+
+    def _bound(self, name: str) -> None:
+        self._events.emit("bound", listener=name)
+        if self._fleet.listening:
+            logger.info("listening on %s too", name)
+
+    def _tell_bound(self, worker: int, packet: BoundAt) -> None:
+        if worker in self._fleet.workers:  # else it has exited since it asked
+            self._crew.send(worker, packet)
 
     def _accepted(self, batch: list[Accepted]) -> None:
         offers = []
@@ -276,8 +290,7 @@ class Primary:
         return False
 
     def _stop_listening(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+        self._listening.close()
         if self._peeker is not None:
             self._peeker.close()
 
@@ -314,6 +327,8 @@ class Primary:
             case Ended(numbers):
                 if self._admission is not None:
                     self._admission.end(worker, numbers)
+            case Bind() if self._config.run:
+                self._asking.ask(worker, self._crew.pid(worker), packet)
             case WantBus():
                 self._bus_wanted(worker)
             case _:

@@ -8,10 +8,11 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from wscluster import logs
-from wscluster.addresses import listen_addresses
+from wscluster.addresses import Address, listen_addresses
 from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.binding import Bound, bind, take_inherited
@@ -46,7 +47,7 @@ def run(config: Config) -> int:
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
     # Before the loop opens descriptors of its own.
-    inherited = take_inherited(listen_addresses(config.listen))
+    inherited = take_inherited(_addresses(config))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             return runner.run(_live(config, inherited))
@@ -79,7 +80,7 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
-    bound = bind(listen_addresses(config.listen), inherited)
+    bound = bind(_addresses(config), inherited)
     if stop_asked.is_set():
         for one in bound:
             one.close()
@@ -88,6 +89,11 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
     if os.getpid() == 1:
         OrphanReaper(loop, primary.child_pids)
     return await primary.run()
+
+
+def _addresses(config: Config) -> Sequence[Address]:
+    """Return where to listen before any worker has started: a program says so itself, once it runs."""
+    return () if config.run else listen_addresses(config.listen)
 
 
 async def _probe_bus(url: str, timeout: float, stop_asked: asyncio.Event) -> None:

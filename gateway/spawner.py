@@ -48,8 +48,14 @@ class Process:
         self._on_exit(status)
 
 
-def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]) -> tuple[Process, socket.socket]:
+def spawn_worker(
+    loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None], *, own_group: bool = False
+) -> tuple[Process, socket.socket]:
     """Start a worker; returns its process and the primary's end of the link.
+
+    Args:
+        own_group: In a process group of its own: a Ctrl-C in the terminal, which a program would take for its own, then
+            reaches the primary alone.
 
     Raises:
         OSError: The system has no process or no descriptor left.
@@ -63,6 +69,7 @@ def spawn_worker(loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]
             [sys.executable, "-P", "-m", "wscluster.workers", "--link-fd", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
+            process_group=0 if own_group else None,
         )
     except BaseException:
         ours.close()

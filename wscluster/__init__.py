@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
     from wscluster.context import publish, subscribe
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
-    from wscluster.launch import serve
+    from wscluster.launch import run, serve
     from wscluster.marks import basic_auth, lifespan, process_request, process_response, select_subprotocol
     from wscluster.publisher import Publisher, SyncPublisher
 
@@ -35,6 +35,7 @@ _HOMES = {
     "process_request": "wscluster.marks",
     "process_response": "wscluster.marks",
     "publish": "wscluster.context",
+    "run": "wscluster.launch",
     "select_subprotocol": "wscluster.marks",
     "serve": "wscluster.launch",
     "subscribe": "wscluster.context",
@@ -55,6 +56,7 @@ __all__ = [
     "process_request",
     "process_response",
     "publish",
+    "run",
     "select_subprotocol",
     "serve",
     "subscribe",

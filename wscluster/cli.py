@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from wscluster import __version__
-from wscluster.config import ConfigError, flag_of, option_fields
+from wscluster.config import ConfigError, flag_of, knows, option_fields
 from wscluster.control_client import ControlError, ask, find, stop
 from wscluster.errors import BusUnavailable, ExitCode, StartError
 from wscluster.launch import run_primary
@@ -67,27 +67,61 @@ class _Switch(click.Option):
         return tuple(value) if isinstance(value, list) else ()
 
 
-def _serve_options(command: AnyCommand) -> AnyCommand:
-    """Give ``command`` a flag for each field of the configuration; their values stay text until `resolve`.
+LISTEN_NAMES = ("host", "port", "bind", "uds", "fd")
+OWN_MATTER = "it is the program's own matter, and its flags stand behind it"
 
-    Each value is a tuple of what was given, so that a flag that was given twice is seen.
+
+class _ServeOnly(click.Option):
+    """A flag of `serve` that `run` has not: where it is given, it is told whose matter it is."""
+
+    def handle_parse_result(self, ctx: click.Context, opts: Any, args: list[str]) -> Any:
+        if self.name in opts:
+            whose = "the program itself says where it listens" if self.name in LISTEN_NAMES else OWN_MATTER
+            raise click.UsageError(f"{self.opts[0]} is a flag of `serve`: {whose}", ctx)
+        return super().handle_parse_result(ctx, opts, args)
+
+
+class _ServeOnlySwitch(_ServeOnly, _Switch):
+    """The same for a switch."""
+
+
+def _options_of(verb: str) -> Callable[[AnyCommand], AnyCommand]:
+    """Give a command a flag for each field of the configuration that ``verb`` knows.
+
+    The values of each stay text until `resolve`: a tuple of what was given, so that a flag that was given twice is
+    seen.
     """
-    for name, (_, item) in reversed(option_fields().items()):
-        facts = item.metadata
-        text = facts["help"]
-        default = default_text(item)
-        if default and "[default" not in text:
-            text += f"  [default: {default}]"
-        if facts["env"]:
-            text += f"  [also {', '.join(facts['env'])}]"
-        if facts["switch"]:
-            flags = f"{flag_of(name)}/--no-{flag_of(name)[2:]}"
-            command = click.option(flags, name, cls=_Switch, default=None, help=text)(command)
-            continue
-        metavar = facts["metavar"] or ("|".join(facts["choices"]) if facts["choices"] else "N")
-        command = click.option(flag_of(name), name, multiple=True, metavar=metavar, help=text)(command)
-    text = "TOML file with the same names as keys.  [default: wscluster.toml, or [tool.wscluster] of pyproject.toml]"
-    return click.option("--config", multiple=True, metavar="FILE", help=text)(command)
+
+    def decorate(command: AnyCommand) -> AnyCommand:
+        for name, (_, item) in reversed(option_fields().items()):
+            known = knows(verb, name)
+            kind: type[click.Option] = click.Option if known else _ServeOnly
+            flags, text = flag_of(name), _help_of(item)
+            if item.metadata["switch"]:
+                flags = f"{flags}/--no-{flags[2:]}"
+                kind = _Switch if known else _ServeOnlySwitch
+                command = click.option(flags, name, cls=kind, default=None, hidden=not known, help=text)(command)
+                continue
+            facts = item.metadata
+            metavar = facts["metavar"] or ("|".join(facts["choices"]) if facts["choices"] else "N")
+            option = click.option(flags, name, cls=kind, multiple=True, hidden=not known, metavar=metavar, help=text)
+            command = option(command)
+        text = (
+            "TOML file with the same names as keys.  [default: wscluster.toml, or [tool.wscluster] of pyproject.toml]"
+        )
+        return click.option("--config", multiple=True, metavar="FILE", help=text)(command)
+
+    return decorate
+
+
+def _help_of(item: Any) -> str:
+    text = str(item.metadata["help"])
+    default = default_text(item)
+    if default and "[default" not in text:
+        text += f"  [default: {default}]"
+    if item.metadata["env"]:
+        text += f"  [also {', '.join(item.metadata['env'])}]"
+    return text
 
 
 def _find_options(command: AnyCommand) -> AnyCommand:
@@ -104,11 +138,14 @@ def cli() -> None:
 
 @cli.command("serve", epilog=EPILOG)
 @click.argument("target", required=False)
-@_serve_options
+@_options_of("serve")
 @click.option("--print-config", is_flag=True, help="Print every value and where it comes from, and exit.")
 def serve_command(target: str | None, config: tuple[str, ...], print_config: bool, **flags: tuple[str, ...]) -> int:
     """Serve TARGET, a handler `module:attribute`, on every core."""
-    settings = _settings(target, config, flags)
+    return _serve(_settings(target, config, flags), print_config)
+
+
+def _serve(settings: Settings, print_config: bool) -> int:
     if print_config:
         from wscluster.config_text import show_config
 
@@ -118,9 +155,32 @@ def serve_command(target: str | None, config: tuple[str, ...], print_config: boo
     return run_primary(settings.resolved.config)
 
 
+@cli.command("run", epilog=EPILOG, context_settings={"allow_interspersed_args": False})
+@click.option("-m", "module", is_flag=True, help="PROGRAM is the name of a module, as for python -m.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="PROGRAM [ARGUMENTS]...")
+@_options_of("run")
+@click.option("--print-config", is_flag=True, help="Print every value and where it comes from, and exit.")
+def run_command(
+    program: tuple[str, ...],
+    module: bool,
+    config: tuple[str, ...],
+    print_config: bool,
+    **flags: tuple[str, ...],
+) -> int:
+    """Run PROGRAM, a Python program that listens with asyncio, on every core.
+
+    Flags come before PROGRAM; what stands behind it is the program's own.
+    """
+    if not program:
+        wanted = "the name of a module behind -m" if module else "a program, such as `wscluster run server.py`"
+        raise click.UsageError(f"nothing to run: give {wanted}", click.get_current_context())
+    given = {name: texts for name, texts in flags.items() if knows("run", name)}
+    return _serve(_settings(None, config, given, ("-m", *program) if module else program), print_config)
+
+
 @cli.command("check", epilog=EPILOG)
 @click.argument("target", required=False)
-@_serve_options
+@_options_of("serve")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **flags: tuple[str, ...]) -> int:
     """Read the configuration as `serve` does, import TARGET, look at certificates and bus; start nothing.
@@ -142,10 +202,12 @@ def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **
     return report.exit_code
 
 
-def _settings(target: str | None, config: tuple[str, ...], flags: dict[str, tuple[str, ...]]) -> Settings:
+def _settings(
+    target: str | None, config: tuple[str, ...], flags: dict[str, tuple[str, ...]], program: tuple[str, ...] = ()
+) -> Settings:
     if len(config) > 1:
         raise ConfigError(["--config: it was given twice, and names one file"])
-    return read_settings(target, flag_values(flags), os.environ, *config)
+    return read_settings(target, flag_values(flags), os.environ, config[0] if config else None, program)
 
 
 @cli.command("status")

@@ -13,11 +13,13 @@ from wscluster.sources import Resolved
 def show_config(resolved: Resolved) -> str:
     """Return the lines of a TOML file that says the same, each with where its value came from as its comment.
 
-    Values that are not set stand in a comment; passwords are ``***``.
+    Values that are not set stand in a comment, and so does a program, which no file names; passwords are ``***``.
     """
     config = resolved.config
-    rows: list[tuple[str, str | None]] = [("target", _as_toml(config.target))]
+    rows: list[tuple[str, str | None]] = [] if config.run else [("target", _as_toml(config.target))]
     for name, (group, item) in option_fields().items():
+        if name not in resolved.origins:
+            continue
         value = getattr(getattr(config, group), name)
         if name == "workers" and value is None:
             value = "auto"
@@ -28,7 +30,8 @@ def show_config(resolved: Resolved) -> str:
         rows.append((name, None if value is None else _as_toml(hide_secrets(item, value))))
     texts = [f"# {name} is not set" if text is None else f"{name} = {text}" for name, text in rows]
     width = min(max(map(len, texts)), 60)
-    return "".join(f"{text:{width}}  # {resolved.origins[name]}\n" for text, (name, _) in zip(texts, rows, strict=True))
+    lines = [f"{text:{width}}  # {resolved.origins[name]}\n" for text, (name, _) in zip(texts, rows, strict=True)]
+    return "".join([f"# run {_as_toml(config.run)}\n", *lines] if config.run else lines)
 
 
 def _as_toml(value: Any) -> str:

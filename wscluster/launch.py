@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-from wscluster.config import Config, option_fields
-from wscluster.errors import StartError
+from wscluster.config import Config, knows, option_fields
+from wscluster.errors import ExitCode, StartError
 from wscluster.settings import read_settings
 from wscluster.sources import argument_values
 
 
 def run_primary(config: Config) -> int:
-    """Serve ``config.target`` until somebody stops it; returns the exit code.
+    """Serve ``config.target``, or run ``config.run``, until somebody stops it; returns the exit code.
 
     Raises:
-        StartError: It could not start.
+        StartError: It could not start; ``exit_code`` is 4 where the file of a program is not there.
     """
     from wscluster.gateway.run import run
+
+    if config.run and config.run[0] != "-m":
+        _look_at_program(config.run[0])
 
     return run(config)
 
@@ -47,16 +52,54 @@ def serve(target: str | None = None, *, config: str | os.PathLike[str] | None = 
         TypeError: There is no such option, or ``config`` is no path.
         RuntimeError: This is not the main thread, or an event loop runs in it.
     """
-    if unknown := sorted(options.keys() - option_fields().keys()):
-        raise TypeError(f"wscluster.serve() has no option {', '.join(unknown)}")
+    return _start("serve", target, (), config, options)
+
+
+def run(
+    program: str | os.PathLike[str],
+    *arguments: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> int:
+    """Run a program as ``wscluster run`` does, until somebody stops it; returns the exit code.
+
+    It has the same rules as `serve`: ``wscluster.run("server.py", "--verbose", workers=4)``.
+
+    Args:
+        program: Path of the program, or ``"-m"``: the first of ``arguments`` is then the name of a module.
+        arguments: What the program finds in ``sys.argv`` behind its own name.
+        config: Path of the configuration file, as ``--config``.
+        options: The flags of ``run`` under their names, with values of Python.
+
+    Raises:
+        ConfigError: A value makes no sense; a `ValueError` that lists every fault.
+        TypeError: There is no such option, an argument is no text, or ``-m`` stands without a module.
+        RuntimeError: This is not the main thread, or an event loop runs in it.
+    """
+    words = tuple(os.fsdecode(word) for word in (program, *arguments))
+    if words == ("-m",):
+        raise TypeError('wscluster.run("-m") needs the name of a module')
+    return _start("run", None, words, config, options)
+
+
+def _start(
+    verb: str,
+    target: str | None,
+    program: tuple[str, ...],
+    config: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+) -> int:
+    if unknown := sorted(name for name in options if name not in option_fields() or not knows(verb, name)):
+        raise TypeError(f"wscluster.{verb}() has no option {', '.join(unknown)}")
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("wscluster.serve() must be called from the main thread: it takes the signals of the process")
+        raise RuntimeError(
+            f"wscluster.{verb}() must be called from the main thread: it takes the signals of the process"
+        )
     if _is_loop_running():
-        raise RuntimeError("wscluster.serve() runs an event loop of its own: call it where none is running")
+        raise RuntimeError(f"wscluster.{verb}() runs an event loop of its own: call it where none is running")
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
-    settings = read_settings(
-        target, argument_values(values), os.environ, None if config is None else os.fsdecode(config)
-    )
+    file = None if config is None else os.fsdecode(config)
+    settings = read_settings(target, argument_values(values), os.environ, file, program)
     settings.set_variables()
     try:
         with _signal_handlers_kept():
@@ -64,6 +107,28 @@ def serve(target: str | None = None, *, config: str | os.PathLike[str] | None = 
     except StartError as exc:
         sys.stderr.write(f"wscluster: {' '.join(str(exc).split())}\n")
         return exc.exit_code
+
+
+def _look_at_program(path: str) -> None:
+    """Say early what Python would say of this path in each worker.
+
+    Raises:
+        StartError: There is no such file, it may not be read, or it is a folder that is no program.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        fault = f"there is no file {path}"
+    except (OSError, ValueError) as exc:
+        fault = f"{path!r} cannot be run: {exc.strerror if isinstance(exc, OSError) else exc}"
+    else:
+        if stat.S_ISDIR(mode) and not os.path.exists(os.path.join(path, "__main__.py")):
+            fault = f"{path} is a folder without a file __main__.py"
+        elif not stat.S_ISDIR(mode) and not os.access(path, os.R_OK):
+            fault = f"{path} cannot be run: {os.strerror(errno.EACCES)}"
+        else:
+            return
+    raise StartError(fault, ExitCode.TARGET)
 
 
 @contextlib.contextmanager

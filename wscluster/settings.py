@@ -28,7 +28,11 @@ class Settings:
 
 
 def read_settings(
-    target: str | None, flags: Mapping[str, Given], environment: Mapping[str, str], config: str | None = None
+    target: str | None,
+    flags: Mapping[str, Given],
+    environment: Mapping[str, str],
+    config: str | None = None,
+    run: tuple[str, ...] = (),
 ) -> Settings:
     """Return what flags (or arguments), environment, files and defaults say together.
 
@@ -36,6 +40,7 @@ def read_settings(
         target: ``module:attribute``, or None where the file names it.
         config: Path of the file; None: ``WSCLUSTER_CONFIG``, else ``wscluster.toml`` of the current folder, else the
             table ``[tool.wscluster]`` of its ``pyproject.toml``.
+        run: A program and its arguments, instead of a target.
 
     Raises:
         ConfigError: Something is wrong; it lists every fault.
@@ -43,7 +48,7 @@ def read_settings(
     if config is None:
         config = environment.get("WSCLUSTER_CONFIG") or None
     file, problems = _read_config_file(config)
-    sources = Sources(target, flags, environment, file)
+    sources = Sources(target, flags, environment, file, run=run)
     variables, path = _read_variables(sources, problems)
     new = {name: variable for name, variable in variables.items() if name not in environment}
     sources = replace(

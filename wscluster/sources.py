@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wscluster.addresses import Inherited, listen_addresses
-from wscluster.config import GROUPS, Config, ConfigError, flag_of, option_fields
+from wscluster.config import GROUPS, Config, ConfigError, flag_of, knows, option_fields
 from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
@@ -44,6 +44,8 @@ class Sources:
 
     Attributes:
         target: ``module:attribute`` of the command line; None where the file may name it.
+        run: A program and its arguments, instead of a target; what ``run`` does not know is then not looked at in
+            environment and file, because it is meant for ``serve``.
         flags: By the name of the field; what `flag_values` or `argument_values` made.
         environment: The variables.
         file: By the name of the field; ``target`` is one too.
@@ -57,11 +59,12 @@ class Sources:
     file: Mapping[str, Given] = field(default_factory=dict)
     variable_lines: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and for each of its values (``target`` too) where it came from."""
+    """A configuration, and for each of its values (``target`` too) that the verb knows where it came from."""
 
     config: Config
     origins: Mapping[str, str]
@@ -98,14 +101,17 @@ def resolve(sources: Sources) -> Resolved:
     values: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
     places: dict[str, str] = {}
     origins: dict[str, str] = {}
-    target, problems = _find_target(sources, origins)
+    target, problems = _find_target(sources, origins) if not sources.run else ("", [])
     problems.extend(sources.problems)
+    known = [name for name in option_fields() if knows("run" if sources.run else "serve", name)]
     found, contradiction = _choose_listeners(
-        {name: given for name in option_fields() if (given := find_given(name, sources)) is not None}
+        {name: given for name in known if (given := find_given(name, sources)) is not None}
     )
     for name, (group, item) in option_fields().items():
         given = found.get(name)
         places[name] = given.place if given is not None else flag_of(name)
+        if name not in known:
+            continue
         origins[name] = given.origin if given is not None else "default"
         if given is None:
             continue
@@ -116,7 +122,7 @@ def resolve(sources: Sources) -> Resolved:
     problems += contradiction
     if problems:
         raise ConfigError(problems)
-    config = Config(target=target, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
+    config = Config(target=target, run=sources.run, **{name: kind(**values[name]) for name, kind in GROUPS.items()})
     problems = _contradictions(config, places.__getitem__)
     if problems:
         raise ConfigError(problems)
@@ -181,6 +187,10 @@ def _find_target(sources: Sources, origins: dict[str, str]) -> tuple[str, list[s
                 "no target is given: name one, such as handlers:chat, as an argument or as `target` in the file"
             ]
         target, place, origins["target"] = given.value, given.place, given.origin
+    if isinstance(target, str) and target.endswith(".py"):
+        return "", [
+            f"{place} {target!r}: this is a program, which `wscluster run` runs; module:attribute is wanted here"
+        ]
     if not isinstance(target, str) or not _is_target(target):
         return "", [f"{place} {target!r}: module:attribute is wanted, such as handlers:chat"]
     return target, []
