@@ -88,9 +88,9 @@ class Asked:
             self._names.append(name)
         return self._remember(request, numbers)
 
-    def failed(self, request: Bind, number: int, reason: str) -> BoundAt:
+    def failed(self, request: Bind, error: int, reason: str) -> BoundAt:
         """Return the answer to ``request`` where it cannot be bound; nothing is remembered."""
-        return BoundAt(request.serial, [], [], list(range(len(self._names))), number, reason)
+        return self._answer(request, (), error, reason)
 
     def _overlaps(self, address: Address) -> bool:
         """Say whether the kernel would refuse ``address`` once we listen: it lets both be bound until then."""
@@ -106,9 +106,9 @@ class Asked:
         self._requests[_key(request)] = tuple(numbers)
         return self._answer(request, numbers)
 
-    def _answer(self, request: Bind, numbers: Sequence[int]) -> BoundAt:
-        names = [self._names[number] for number in numbers]
-        return BoundAt(request.serial, list(numbers), names, list(range(len(self._names))))
+    def _answer(self, request: Bind, numbers: Sequence[int], error: int = 0, reason: str = "") -> BoundAt:
+        names, known = [self._names[number] for number in numbers], list(range(len(self._names)))
+        return BoundAt(request.serial, list(numbers), names, known, error, reason, list(self._names))
 
 
 def _key(request: Bind) -> _Request:

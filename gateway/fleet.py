@@ -57,6 +57,8 @@ MAX_FIRST_BOOT_FAILURES = 3
 """The same, while no worker was ever ready: the fault is then more likely the program than the moment."""
 EXIT_SECONDS = 2.0
 """What a worker gets to exit by itself after its last deadline or its failed boot."""
+PROGRAM_EXIT_SECONDS = 5.0
+"""What a program gets to exit by itself after its last deadline: it is signalled only then."""
 LATE_SECONDS = 1.0
 """A deadline that is noticed so much too late says nothing about the worker: this process was held up, by Ctrl-Z or by
 the machine, and the worker may have been so too. It gets `EXIT_SECONDS` more."""
@@ -74,6 +76,8 @@ class Fleet:
         graceful_timeout: Seconds that a drain may take.
         patient: Somebody mends the program and asks for a reload then: a boot that fails while no worker was ever ready
             is not tried again by itself, and slots that are all given up are no end.
+        exit_timeout: Seconds that a worker gets to exit after its drain.
+        late_hint: What more to say of a worker that is not ready in time.
 
     Attributes:
         phase: Of the last reload that reached every slot.
@@ -86,6 +90,8 @@ class Fleet:
     beat_timeout: float
     graceful_timeout: float
     patient: bool = False
+    exit_timeout: float = EXIT_SECONDS
+    late_hint: str = ""
     phase: int = 1
     newest_phase: int = 1
     rolling: Rolling | None = None
@@ -219,12 +225,12 @@ class Fleet:
                 continue
             match worker.state:
                 case State.STARTING:
-                    late = worker.boot_error = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
+                    late = worker.boot_error = worker.boot_error or self._late()
                     # It has had its time: the others are not kept waiting while it is tried again.
                     self.slots[worker.slot].settled = True
                     self.kill(worker, late, commands)
                 case State.CANDIDATE:
-                    late = worker.boot_error or f"not ready within {self.startup_timeout:g} s"
+                    late = worker.boot_error or self._late()
                     self.kill(worker, late, commands)
                     rolling.abort(self, worker, late, now, commands)
                 case State.READY:
@@ -233,6 +239,9 @@ class Fleet:
                     rolling.lose(self, worker, stuck, now, commands)
                 case _:  # draining: the others have no deadline
                     self.kill(worker, f"not drained within {self.graceful_timeout:g} s", commands)
+
+    def _late(self) -> str:
+        return f"not ready within {self.startup_timeout:g} s{self.late_hint}"
 
     def kill(self, worker: Worker, reason: str, commands: list[Command]) -> None:
         if worker.state is State.KILLED:
@@ -313,7 +322,7 @@ class Fleet:
 
     def drain(self, worker: Worker, code: int, now: float, commands: list[Command]) -> None:
         worker.state = State.DRAINING
-        worker.deadline = now + self.graceful_timeout + EXIT_SECONDS
+        worker.deadline = now + self.graceful_timeout + self.exit_timeout
         commands.append(DrainWorker(worker.id, code, self.graceful_timeout))
 
     def _stop_listening(self, commands: list[Command]) -> None:

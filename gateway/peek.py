@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from wscluster.config import Listen
 from wscluster.gateway.listener import Accepted
 from wscluster.gateway.proxyproto import LOOK_BYTES, Header, Invalid, NeedMore, parse
 from wscluster.networks import Networks
@@ -220,3 +221,16 @@ def _has_ended(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def make_peeker(
+    listen: Listen,
+    seconds: float,
+    loop: asyncio.AbstractEventLoop,
+    on_batch: Callable[[list[Accepted]], None],
+    on_refused: Callable[[], None],
+) -> Peeker | None:
+    """Return what takes the PROXY headers; None where none is spoken: then nobody looks at a connection."""
+    if listen.proxy_protocol == "off":
+        return None
+    return Peeker(listen.proxy_protocol, listen.proxy_allow_from, seconds, loop, on_batch, on_refused)

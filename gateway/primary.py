@@ -21,10 +21,10 @@ from wscluster.gateway.boot_faults import BootFaults
 from wscluster.gateway.control import ControlServer
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
-from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.listener import Accepted
 from wscluster.gateway.listening import Listening
-from wscluster.gateway.peek import Peeker
+from wscluster.gateway.peek import make_peeker
 from wscluster.gateway.placement import make_chooser
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.shed import Shedder
@@ -44,6 +44,11 @@ from wscluster.packets import (
     Ready,
     Refused,
     WantBus,
+)
+
+LISTENS_NOWHERE = (
+    ": the program listens nowhere, or blocks its event loop; one that binds or accepts by itself is served with "
+    "`wscluster serve module:app`"
 )
 
 logger = logging.getLogger("wscluster.primary")
@@ -67,10 +72,13 @@ class Primary:
             config.fleet.worker_startup_timeout,
             config.fleet.timeout_worker_healthcheck,
             config.fleet.graceful_timeout,
+            exit_timeout=PROGRAM_EXIT_SECONDS if config.run else EXIT_SECONDS,
+            late_hint=LISTENS_NOWHERE if config.run else "",
         )
         chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
         self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
-        self._peeker = self._make_peeker()
+        header_seconds = config.websocket.ws_open_timeout
+        self._peeker = make_peeker(config.listen, header_seconds, loop, self._accepted, self._shed_unseen)
         self._admission = make_admission(config.listen)
         on_batch = self._accepted if self._peeker is None else self._peeker.accept
         self._listening = Listening(config.listen.backlog, loop, on_batch, self._shed_unseen)
@@ -225,20 +233,6 @@ class Primary:
 
     # Accepting
 
-    def _make_peeker(self) -> Peeker | None:
-        """Return what takes the PROXY headers; None where none is spoken: then nobody looks at a connection."""
-        listen = self._config.listen
-        if listen.proxy_protocol == "off":
-            return None
-        return Peeker(
-            listen.proxy_protocol,
-            listen.proxy_allow_from,
-            self._config.websocket.ws_open_timeout,
-            self.loop,
-            self._accepted,
-            self._shed_unseen,
-        )
-
     def _listen(self) -> None:
         try:
             self._listening.start()
@@ -351,7 +345,9 @@ class Primary:
         known = self._fleet.workers[worker]
         expected = self._fleet.exit_code is not None or known.boot_error
         level = logging.DEBUG if expected else logging.ERROR
-        logger.log(level, "worker %d of slot %d, pid %d, exited: %s", worker, known.slot, pid, describe_status(status))
+        by_itself = self._config.run and known.state is fleet.State.READY
+        ended = "exited: %s" if not by_itself else "exited: the program ended by itself, %s; it is started again"
+        logger.log(level, f"worker %d of slot %d, pid %d, {ended}", worker, known.slot, pid, describe_status(status))
         self._events.emit("worker_exited", slot=known.slot, pid=pid, status=status)
         self._wants_bus.discard(worker)
         self._step(fleet.Exited(worker, status, random.random()))

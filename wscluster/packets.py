@@ -141,7 +141,9 @@ class BoundAt:
         listeners: Number of each listener, one or several (a host may have addresses of both families).
         addresses: What ``getsockname()`` says of each.
         known: Numbers of all listeners that programs of this cluster have asked for.
-        errno: Why it cannot be bound, else 0; ``reason`` is then one line for a person.
+        known_addresses: What ``getsockname()`` says of each of those.
+        errno: Why it cannot be bound, else 0; ``reason`` is then one line for a person. Below 0 it is one of
+            `socket.gaierror`.
     """
 
     serial: int
@@ -150,6 +152,7 @@ class BoundAt:
     known: list[int]
     errno: int = 0
     reason: str = ""
+    known_addresses: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

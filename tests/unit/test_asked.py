@@ -62,7 +62,7 @@ class Machine:
 def test_the_first_request_is_bound_and_the_second_worker_gets_the_same() -> None:
     machine = Machine()
     first = machine.ask(request())
-    assert first == BoundAt(7, [0], [["127.0.0.1", 8000]], [0])
+    assert first == BoundAt(7, [0], [["127.0.0.1", 8000]], [0], known_addresses=[["127.0.0.1", 8000]])
     assert machine.ask(request()) == first
     assert len(machine.bound) == 1
 
@@ -168,6 +168,7 @@ class Workers(RuleBasedStateMachine):
             assert not answer.listeners
             return
         assert set(answer.listeners) <= set(answer.known)
+        assert answer.known_addresses == list(self.machine.asked.names)
         assert answer.addresses == [self.machine.asked.names[number] for number in answer.listeners]
         chosen = bind.nth if not bind.port and not bind.path else 0
         key = (bind.host, bind.port, bind.path, bind.family, chosen)

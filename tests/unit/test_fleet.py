@@ -13,6 +13,7 @@ from wscluster.gateway.fleet import (
     MAX_BACKOFF,
     MAX_BOOT_FAILURES,
     MAX_FIRST_BOOT_FAILURES,
+    PROGRAM_EXIT_SECONDS,
     SHUTDOWN_CODE,
     STABLE_SECONDS,
     TABLE,
@@ -333,6 +334,22 @@ def test_a_drain_that_takes_too_long_ends_in_a_kill() -> None:
     due = 2.0 + GRACEFUL + EXIT_SECONDS
     assert fleet.handle(Ticked(), due) == [Kill(1, "not drained within 20 s")]
     assert fleet.handle(Exited(1, -9, 0.0), due) == [Finish(ExitCode.OK)]
+
+
+def test_a_program_gets_longer_to_exit_after_its_drain() -> None:
+    fleet = Fleet(1, STARTUP, BEAT, GRACEFUL, exit_timeout=PROGRAM_EXIT_SECONDS)
+    fleet.handle(Ticked(), 0.0)
+    fleet.handle(BecameReady(1), 0.0)
+    fleet.handle(StopAsked(), 1.0)
+    due = 1.0 + GRACEFUL + PROGRAM_EXIT_SECONDS
+    assert fleet.next_deadline() == due
+    assert fleet.handle(Ticked(), due) == [Kill(1, f"not drained within {GRACEFUL:g} s")]
+
+
+def test_a_late_boot_is_told_with_what_may_be_the_reason() -> None:
+    fleet = Fleet(1, STARTUP, BEAT, GRACEFUL, late_hint=": it listens nowhere")
+    fleet.handle(Ticked(), 0.0)
+    assert fleet.handle(Ticked(), STARTUP) == [Kill(1, f"not ready within {STARTUP:g} s: it listens nowhere")]
 
 
 def test_a_forced_stop_kills_each_worker_once() -> None:
