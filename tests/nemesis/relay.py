@@ -1,4 +1,4 @@
-"""A TCP relay in front of the bus that can hold everything back, or cut every connection."""
+"""A TCP relay that can hold everything back, or cut every connection, or come from another address."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Self
 
 
 class Relay:
-    """Forwards connections to ``port`` on the loopback address; `port` of its own after entering."""
+    """Forwards connections to ``port`` on the loopback address, from ``source``; `port` of its own after entering."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
         self._to = port
+        self._source = source
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -45,7 +46,9 @@ class Relay:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._to)
+            other_reader, other_writer = await asyncio.open_connection(
+                "127.0.0.1", self._to, local_addr=(self._source, 0)
+            )
         except OSError:
             writer.transport.abort()
             self._writers.discard(writer)
