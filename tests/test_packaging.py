@@ -108,7 +108,8 @@ def test_what_is_installed_runs_from_another_folder(
         files = [Path(line) for line in call(python, "-c", script, cwd=tmp_path).split()]
         home = sources if how == "editable" else python.parent.parent
         assert all(file.is_relative_to(home) for file in files), files
-        fixtures = call(python, "-m", "pytest", "--fixtures", "-p", "no:cacheprovider", cwd=tmp_path)
+        # -B: what pytest compiles for itself would outlive the uninstall.
+        fixtures = call(python, "-B", "-m", "pytest", "--fixtures", "-p", "no:cacheprovider", cwd=tmp_path)
         assert "wscluster_cluster -- " in fixtures, "pytest finds the fixture by itself"
     finally:
         call(*pip, "uninstall", "--quiet", "--yes", "wscluster", cwd=tmp_path)
