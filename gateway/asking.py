@@ -124,15 +124,13 @@ def _bind(step: Open, shown: str, pid: int) -> list[Bound]:
 
 
 def _bind_unix(path: str, pid: int) -> Bound:
-    """Bind as the program would have done: with its umask, and a relative path in its folder."""
+    """Bind as the program would have done: the mode of the new file is what its umask leaves."""
     umask = None
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             umask = next((int(line.split()[1], 8) for line in file if line.startswith("Umask:")), None)
-        if not path.startswith(("/", "\0")) and (folder := os.readlink(f"/proc/{pid}/cwd")) != os.getcwd():
-            path = os.path.join(folder, path)
     except OSError as exc:
-        logger.debug("process %d cannot be asked for its umask and folder: %s", pid, exc)
+        logger.debug("the umask of process %d is not known: %s", pid, exc)
     before = os.umask(umask) if umask is not None else None
     try:
         return bind_unix(path, mode=None)

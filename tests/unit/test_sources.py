@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wscluster.addresses import Address, Inherited, Tcp, UnixPath, parse_address, show_address
-from wscluster.config import Config, ConfigError, Listen, flag_of, option_fields
+from wscluster.config import Config, ConfigError, Listen, flag_of, knows, option_fields
+from wscluster.config_text import show_config
 from wscluster.options import is_list, parse_value, show_value, take_value
 from wscluster.sources import Given, Sources, argument_values, find_given, flag_values, resolve
 
@@ -262,3 +263,42 @@ def test_an_address(text: str, address: Address) -> None:
 def test_an_address_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"is wanted$"):
         parse_address(text)
+
+
+# Programs
+
+PROGRAM = ("server.py", "--port", "9")
+
+
+def test_a_program_stands_in_for_a_target() -> None:
+    resolved = resolve(Sources(run=PROGRAM, flags=flag_values({"workers": "3"}), file={"target": in_file("target", 7)}))
+    assert (resolved.config.target, resolved.config.run, resolved.config.fleet.workers) == ("", PROGRAM, 3)
+
+
+def test_what_only_serve_knows_is_not_looked_at_for_a_program() -> None:
+    environment = {"PORT": "x", "WSCLUSTER_HOST": "", "WSCLUSTER_PORT": "y", "WSCLUSTER_BACKLOG": "7"}
+    file = {"port": in_file("port", "z"), "uds": in_file("uds", 3), "slot_wait": in_file("slot_wait", "1m")}
+    resolved = resolve(Sources(run=PROGRAM, environment=environment, file=file))
+    assert replace(resolved.config.listen, backlog=2048) == Listen()
+    assert (resolved.config.listen.backlog, resolved.config.placement.slot_wait) == (7, 60)
+    assert {name for name in NAMES if name not in resolved.origins} == {
+        name for name in NAMES if not knows("run", name)
+    }
+    assert "port" not in resolved.origins
+
+
+def test_what_both_verbs_know_is_judged_for_a_program_too() -> None:
+    sources = Sources(run=PROGRAM, environment={"WSCLUSTER_WORKERS": "0"}, file={"slot_wait": in_file("slot_wait", -1)})
+    assert [line.split()[0] for line in faults(sources)] == ["WSCLUSTER_WORKERS", "f.toml:1:"]
+
+
+def test_a_program_that_is_given_as_a_target_is_told_of_the_verb_that_runs_it() -> None:
+    assert faults(Sources("server.py")) == [
+        "target 'server.py': this is a program, which `wscluster run` runs; module:attribute is wanted here"
+    ]
+
+
+def test_what_a_program_is_shown_with() -> None:
+    text = show_config(resolve(Sources(run=PROGRAM)))
+    assert text.startswith('# run ["server.py", "--port", "9"]\nbacklog = 2048 ')
+    assert "target" not in text
