@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 
 from wscluster import logs
@@ -21,6 +20,7 @@ from wscluster.link import receive_first
 from wscluster.loops import new_event_loop
 from wscluster.packets import BootFailed, Drain, Start
 from wscluster.tls import Context, make_context
+from wscluster.workers.age import ready_within
 from wscluster.workers.asgi_log import AsgiLog
 from wscluster.workers.endings import Endings
 from wscluster.workers.serve import HandlerServer
@@ -29,8 +29,6 @@ from wscluster.workers.target import App, Target, load_target, user_traceback
 from wscluster.workers.worker import Worker, WorkerFailed
 
 PR_SET_PDEATHSIG = 1
-WORD_SECONDS = 0.5
-"""So long before the primary kills it a worker that is late says why."""
 
 logger = logging.getLogger("wscluster.worker")
 
@@ -43,8 +41,7 @@ class Boot:
         self._config = worker.config
         self._loop = worker.loop
         self._leave_by: float | None = None
-        limit = worker.config.fleet.worker_startup_timeout
-        self._ready_by = worker.loop.time() + max(0.5, limit - _age_seconds() - WORD_SECONDS)
+        self._ready_by = worker.loop.time() + ready_within(worker.config.fleet.worker_startup_timeout)
 
     async def run(self) -> int:
         """Live to the end of the drain; returns the exit code."""
@@ -160,16 +157,6 @@ def _make_context(config: Config) -> Context | None:
         raise WorkerFailed(BootFailed(exc.exit_code, str(exc), "")) from exc
 
 
-def _age_seconds() -> float:
-    """Return how long ago this process began, to the hundredth; 0 where the system has no procfs."""
-    try:
-        with open("/proc/self/stat") as stat:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
 def _die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the primary dies: the belt to the link's end, for a loop that is stuck."""
     if sys.platform == "linux":
@@ -190,6 +177,10 @@ def run(link_fd: int) -> int:
         return ExitCode.FAILED
     config = from_json(start.config)
     logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}")
+    if config.run:
+        from wscluster.workers.program import Program
+
+        return Program(sock, start, config).run()
     signal.signal(signal.SIGINT, _ignore_signal)
     signal.signal(signal.SIGTERM, _ignore_signal)
     # The primary had them blocked when it started this process.

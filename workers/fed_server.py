@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import socket
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,25 @@ class FedConnection(socket.socket):
             server.ended(self)
 
 
+def tls_arguments(ssl: Any, handshake_timeout: float | None, shutdown_timeout: float | None) -> dict[str, Any]:
+    """Return the arguments of TLS of ``connect_accepted_socket()``; empty without TLS.
+
+    Raises:
+        TypeError: ``ssl`` is no context.
+        ValueError: A timeout is given without TLS.
+    """
+    if ssl is not None and not isinstance(ssl, Context):
+        raise TypeError("ssl argument must be an SSLContext or None")
+    arguments: dict[str, Any] = {} if ssl is None else {"ssl": ssl}
+    timeouts = {"ssl_handshake_timeout": handshake_timeout, "ssl_shutdown_timeout": shutdown_timeout}
+    for name, seconds in timeouts.items():
+        if seconds is not None:
+            if ssl is None:
+                raise ValueError(f"{name} is only meaningful with ssl")
+            arguments[name] = seconds
+    return arguments
+
+
 class FedServer(asyncio.AbstractServer):
     """What a program gets of ``create_server()`` in a worker: the primary accepts, the link feeds it.
 
@@ -103,6 +123,7 @@ class FedServer(asyncio.AbstractServer):
         ssl: Ends TLS on every connection.
         ssl_handshake_timeout: Seconds; None: the loop's default.
         ssl_shutdown_timeout: Seconds; None: the loop's default.
+        keep_alive: The system probes idle connections (SO_KEEPALIVE).
         proxied: Clients may have other addresses than the peers of their sockets (PROXY protocol).
 
     Attributes:
@@ -125,21 +146,10 @@ class FedServer(asyncio.AbstractServer):
         ssl: Context | None = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
+        keep_alive: bool = False,
         proxied: bool = False,
     ) -> None:
-        if ssl is not None and not isinstance(ssl, Context):
-            raise TypeError("ssl argument must be an SSLContext or None")
-        self._tls: dict[str, Any] = {}
-        if ssl is not None:
-            self._tls["ssl"] = ssl
-        for name, seconds in (
-            ("ssl_handshake_timeout", ssl_handshake_timeout),
-            ("ssl_shutdown_timeout", ssl_shutdown_timeout),
-        ):
-            if seconds is not None:
-                if ssl is None:
-                    raise ValueError(f"{name} is only meaningful with ssl")
-                self._tls[name] = seconds
+        self._tls = tls_arguments(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
         self.factory = factory
         self.on_serving: Callable[[FedServer], None] | None = None
         self.on_close: Callable[[FedServer], None] | None = None
@@ -148,6 +158,7 @@ class FedServer(asyncio.AbstractServer):
         self._loop = loop
         self._sockets = tuple(sockets)
         self._listeners = {sock.listener for sock in sockets}
+        self._keep_alive = keep_alive
         self._proxied = proxied
         self._context = contextvars.copy_context()
         self._open: set[FedConnection] = set()
@@ -182,6 +193,8 @@ class FedServer(asyncio.AbstractServer):
         if self._closed:
             sock.close()
             return
+        if self._keep_alive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
         factory = with_true_client(sock.make_protocol, sock, offered) if self._proxied else sock.make_protocol
         sock.opening = self._loop.create_task(
             self._loop.connect_accepted_socket(factory, sock, **self._tls), context=self._context.copy()
@@ -208,9 +221,12 @@ class FedServer(asyncio.AbstractServer):
     # What a program asks
 
     @property
-    def sockets(self) -> tuple[FedSocket, ...]:
-        """What it listens on; empty once it is closed."""
-        return () if self._closed else self._sockets
+    def sockets(self) -> tuple[TransportSocket, ...]:
+        """What it listens on; empty once it is closed.
+
+        Each tells family and address of a socket that the primary has. The one behind it listens nowhere.
+        """
+        return () if self._closed else tuple(map(TransportSocket, self._sockets))
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop of its connections."""

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ class Worker:
         self.loop = loop
         self.config = config
         self.this_worker = ThisWorker(start)
-        self.control_socket = _control_socket(config)
+        self.control_socket = control_socket_of(config)
         self.link = Link(sock, loop, self._received, self._orphaned)
         self.bus = Bus(config.bus, config.websocket.max_send_queue, loop, self._want_bus)
         self.drain_asked: asyncio.Future[Drain] = loop.create_future()
@@ -106,6 +107,17 @@ class Worker:
         self._service = service
         self.link.send(Ready())
         self._start_beating(self.config.fleet.timeout_worker_healthcheck)
+
+    def resume(self, service: Service) -> None:
+        """Serve ``service``, of which the primary knows that it is ready, on this loop from now on."""
+        self._service = service
+        self._start_beating(self.config.fleet.timeout_worker_healthcheck)
+
+    def leave(self) -> None:
+        """Stop beating and close the link in one turn: the loop is about to be closed."""
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+        self.link.close()
 
     async def close(self) -> None:
         """Stop beating, leave the bus, close the link."""
@@ -168,7 +180,8 @@ class Worker:
         """The link has ended: the primary is dead, and nobody would see this worker any more."""
         logger.error("the primary is gone: exiting")
         # A handler that blocks the loop must not keep the process: the alarm needs no loop.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, ORPHAN_SECONDS)
         self.loop.create_task(self._exit_orphaned())
 
@@ -227,8 +240,8 @@ def _adopt(service: Service, taken: list[tuple[Offered, int]]) -> None:
         service.adopt(fd, offered)
 
 
-def _control_socket(config: Config) -> str:
-    # Absolute, because the target may change its folder.
+def control_socket_of(config: Config) -> str:
+    """Return the absolute path of the primary's control socket; the target may change its folder later."""
     return os.path.abspath(config.operate.control_socket or default_path(os.getppid()))
 
 

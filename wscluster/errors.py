@@ -28,7 +28,7 @@ class NotInWorker(WsclusterError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} works inside a worker only: start this program with `wscluster serve`, "
+            f"{what} works inside a worker only: start this program with `wscluster serve` or `wscluster run`, "
             "or use wscluster.Publisher to publish from outside"
         )
 

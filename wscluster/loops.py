@@ -15,6 +15,11 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
 
 
+def loop_classes() -> tuple[type[asyncio.AbstractEventLoop], ...]:
+    """Return the classes of the loops that programs run on: asyncio's own, and uvloop's where it is installed."""
+    return (asyncio.SelectorEventLoop,) if uvloop is None else (asyncio.SelectorEventLoop, uvloop.Loop)
+
+
 def loop_name() -> str:
     """Return ``uvloop`` or ``asyncio``."""
     return "asyncio" if uvloop is None else "uvloop"
