@@ -152,7 +152,7 @@ class Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class ReloadFailed:
-    """The reload goes no further: the slots in ``switched`` have a ready worker of ``phase``, the others what they had."""
+    """The reload goes no further; ``switched`` are the slots that have a ready worker of ``phase``."""
 
     phase: int
     reason: str

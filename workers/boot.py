@@ -176,6 +176,9 @@ def run(link_fd: int) -> int:
     if start is None:  # the primary has ended
         return ExitCode.FAILED
     config = from_json(start.config)
+    if config.reload.reload:
+        # A file that is saved twice within a second, with the same size, would be taken for the one of before.
+        sys.dont_write_bytecode = True
     logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}")
     if config.run:
         from wscluster.workers.program import Program

@@ -181,7 +181,7 @@ class Handshakes:
     def _send(self, connection: Connection, request: Request, response: Response) -> None:
         if _is_over(connection):
             return
-        if self._server.draining and response.status_code == 101:
+        if self._server.refusing and response.status_code == 101:
             response = connection.protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "Server is shutting down.\n")
         self._server.open_deadlines.discard(connection)
         connection.send_response(response)

@@ -82,6 +82,7 @@ class HandlerServer:
         self.connections: set[Wire] = set()
         self.endings: Endings | None = None
         self.draining = False
+        self.refusing = False
         self.aborting = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
@@ -98,6 +99,7 @@ class HandlerServer:
             }
         self._tls_handshakes: set[asyncio.Task[object]] = set()
         self._idle: asyncio.Future[None] | None = None
+        self._replaced: tuple[int, str] | None = None
         self.open_deadlines = Deadlines(loop, config.ws_open_timeout, Wire.handshake_timed_out)
         self.ping_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_interval, self._ping)
         self.pong_deadlines: Deadlines[Wire] = Deadlines(loop, config.ws_ping_timeout, self._pong_missing)
@@ -171,6 +173,10 @@ class HandlerServer:
 
     def opened(self, connection: Connection) -> None:
         """The opening handshake is done: run the handler."""
+        if self._replaced is not None:
+            connection.finish_reading()
+            connection.start_close(*self._replaced)
+            return
         self.ping_deadlines.add(connection)
         self.spawn(self._target.handler(connection), functools.partial(self._handled, connection))
 
@@ -218,11 +224,21 @@ class HandlerServer:
     # The end
 
     async def drain(self, code: int, reason: str, timeout: float) -> None:
-        """Close every connection with ``code``; those that are still there after ``timeout`` seconds are reset."""
+        """Close every connection with ``code``; those that are still there after ``timeout`` seconds are reset.
+
+        With 1012 another worker is here for those who come back: a client that is just connecting is not turned away,
+        but closed with that code as soon as its opening handshake is done.
+        """
         self.draining = True
-        for handshake in list(self._tls_handshakes):
-            handshake.cancel()
+        if code == CloseCode.SERVICE_RESTART:
+            self._replaced = (code, reason)
+        else:
+            self.refusing = True
+            for handshake in list(self._tls_handshakes):
+                handshake.cancel()
         for connection in list(self.connections):
+            if connection.request is None and self._replaced is not None:
+                continue
             if connection.request is None:
                 # TLS would wait for the client's last word, and this one has not yet said its first.
                 end = connection.transport.abort if self._tls else connection.transport.close
@@ -241,7 +257,7 @@ class HandlerServer:
 
     async def abort(self) -> None:
         """Reset every connection and cancel every handler; waits half a second for them."""
-        self.draining = self.aborting = True
+        self.draining = self.refusing = self.aborting = True
         for task in list(self._tasks):
             task.cancel()
         for connection in list(self.connections):

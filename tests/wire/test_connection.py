@@ -758,6 +758,26 @@ def test_drain_closes_every_connection_with_its_code() -> None:
     run(main())
 
 
+def test_a_drain_for_a_successor_lets_who_is_connecting_in_and_closes_with_1012() -> None:
+    async def main() -> None:
+        async with ours(drop) as served:
+            client = await served.connect()
+            async with raw(served.port) as (reader, writer):
+                await until(lambda: len(served.server.connections) == 2)
+                draining = asyncio.create_task(served.server.drain(1012, "", 5))
+                await client.wait_closed()
+                assert client.close_code == 1012
+                assert not draining.done(), "one is still about to connect"
+                writer.write(request())
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 101 ")
+                assert await reader.readexactly(4) == b"\x88\x02" + (1012).to_bytes(2, "big")
+            await draining
+            assert not served.server.connections
+
+    run(main())
+
+
 def test_a_handler_that_does_not_end_is_cancelled_by_the_drain(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         cancelled = asyncio.Event()
