@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wscluster.packets import Bind, BoundAt
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a program wants to listen: TCP, or a Unix socket where ``path`` is not empty."""
+    """Where a program wants to listen: TCP, or a Unix socket where ``path`` is not empty.
+
+    Attributes:
+        name: What ``getsockname()`` says of a Unix socket: its path as the program gave it, in bytes in the abstract
+            namespace.
+    """
 
     host: str = ""
     port: int = 0
     family: int = 0
     path: str = ""
+    name: str | bytes = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,6 @@ def _in_use(place: Place) -> OSError:
 
 
 def _stand_in(number: int, place: Place, address: Any) -> FedSocket:
-    if place.path or isinstance(address, str):
-        return FedSocket(number, place.path or address, socket.AF_UNIX)
+    if isinstance(address, str):
+        return FedSocket(number, place.name, socket.AF_UNIX)
     return FedSocket(number, tuple(address), socket.AF_INET6 if ":" in address[0] else socket.AF_INET)

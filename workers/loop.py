@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from wscluster.loops import loop_classes
@@ -21,7 +21,7 @@ class Host(Protocol):
         self,
         loop: asyncio.AbstractEventLoop,
         factory: ProtocolFactory,
-        places: Iterable[Place],
+        places: Sequence[Place],
         backlog: int,
         options: dict[str, Any],
     ) -> FedServer:
@@ -163,7 +163,7 @@ async def _listen_unix(
     tls = tls_arguments(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     if path is None:
         raise ValueError("path was not specified, and no sock specified")
-    server = await to.listen(loop, protocol_factory, [Place(path=_absolute(os.fsdecode(path)))], backlog, tls)
+    server = await to.listen(loop, protocol_factory, [_unix_place(os.fsdecode(path))], backlog, tls)
     return await _started(server, start_serving)
 
 
@@ -173,9 +173,11 @@ async def _started(server: FedServer, start_serving: bool) -> FedServer:
     return server
 
 
-def _absolute(path: str) -> str:
-    # The primary is in the folder in which it was started, and the program may be in another.
-    return path if path.startswith("\0") else os.path.abspath(path)
+def _unix_place(path: str) -> Place:
+    if path.startswith("\0"):
+        return Place(path=path, name=os.fsencode(path))
+    # Workers in different folders do not mean the same.
+    return Place(path=os.path.abspath(path), name=path)
 
 
 def _text_of(host: Any) -> str:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wscluster import context
@@ -110,7 +110,7 @@ class Program:
         self,
         loop: asyncio.AbstractEventLoop,
         factory: ProtocolFactory,
-        places: Iterable[Place],
+        places: Sequence[Place],
         backlog: int,
         options: dict[str, Any],
     ) -> FedServer:
@@ -121,6 +121,8 @@ class Program:
             RuntimeError: Another loop is served, or this process was forked.
         """
         worker = self._attach(loop)
+        if not self._server.is_ready and all(place.path for place in places):
+            self._check_manager()
         self._asked = True
         taken = await self._listening.take(worker, places, backlog)
         return self._server.make(worker, factory, taken, options)
@@ -160,6 +162,12 @@ class Program:
             )
         return worker
 
+    def _check_manager(self) -> None:
+        """A manager of processes may use a loop for its own control socket, as gunicorn does, and for nothing else."""
+        seen = self._watch.seen()
+        if seen.manager in program_faults.MANAGERS.values():
+            self._hopeless(program_faults.explain(seen))
+
     def _check_not_forked(self) -> None:
         if self._forked:
             raise RuntimeError(
@@ -170,6 +178,7 @@ class Program:
     def _leave_child(self) -> None:
         """In a child after a fork: the link is its parent's alone, who may die before it."""
         self._forked = True
+        self._worker = None
         self._watch.forget()
         context.enter(None)
         self._sock.close()
