@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from wscluster.config import Config
+from wscluster.config import Config, Reload
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.watch_rules import WatchRules, describe_changes, make_rules, outermost
 
@@ -29,6 +30,8 @@ async def watching(config: Config, on_change: Callable[[], None]) -> AsyncIterat
         StartError: A folder is not there (exit code 2), or watchfiles or the system cannot watch (3).
     """
     if not config.reload.reload:
+        if config.reload != replace(Reload(), reload_delay=config.reload.reload_delay):
+            logger.warning("nothing is watched without --reload: --reload-dir, -include and -exclude mean nothing")
         yield
         return
     watcher = Watcher(config, on_change)

@@ -88,6 +88,52 @@ def test_new_connections_see_the_changed_handler_and_old_ones_are_closed_with_10
     run(main())
 
 
+APP = """
+async def handler(scope, receive, send):
+    if scope["type"] == "websocket":
+        await send({{"type": "websocket.accept"}})
+        await send({{"type": "websocket.send", "text": "{word}"}})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+"""
+PROGRAM = """
+import asyncio, websockets
+
+async def handler(ws):
+    await ws.send("{word}")
+    await ws.wait_closed()
+
+async def main():
+    async with websockets.serve(handler, "127.0.0.1", 0) as server:
+        await server.wait_closed()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["app", "program"])
+def test_an_asgi_app_and_a_program_are_reloaded_as_a_handler_is(tmp_path: Path, kind: str) -> None:
+    source = APP if kind == "app" else PROGRAM
+    save(tmp_path / "app.py", source.format(word="first"))
+    options: dict[str, Any] = {"cwd": tmp_path, "reload": True, "reload_delay": 0.05, "graceful_timeout": 2.0}
+
+    async def main() -> None:
+        cluster = Cluster("app:handler", **options) if kind == "app" else Cluster.run("app.py", **options)
+        async with cluster, cluster.connect() as old:
+            port = cluster.port
+            assert await old.recv() == "first"
+            save(tmp_path / "app.py", "what is this?\n")
+            assert "SyntaxError" in (await cluster.wait_event("reload_failed"))["reason"]
+            save(tmp_path / "app.py", source.format(word="after"))
+            await cluster.wait_event("reloaded", phase=3)
+            async with cluster.connect() as new:
+                assert await new.recv() == "after"
+            assert await close_code(old) in ((1012,) if kind == "app" else (1001, 1006))
+            assert cluster.port == port
+
+    run(main())
+
+
 def test_a_client_that_connects_again_and_again_always_gets_in(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path) as cluster:
@@ -347,6 +393,14 @@ def test_what_is_excluded_or_no_code_does_not_reload_and_what_is_included_does(t
             lines = [line for line in cluster.output if "changed" in line]
             assert len(lines) == 1
             assert lines[0].endswith("| page.html changed")
+
+    run(main())
+
+
+def test_what_to_watch_without_reload_is_told_to_mean_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path, workers=1, reload=False, reload_dir=str(tmp_path)) as cluster:
+            await cluster.wait_output("nothing is watched without --reload")
 
     run(main())
 
