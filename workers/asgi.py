@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from wscluster.asgi_options import parse_header
 from wscluster.config import Config, counts_open, value_for
 from wscluster.errors import ExitCode
 from wscluster.packets import BootFailed
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 OVERTIME_SECONDS = 0.9
 """What the app's lifespan gets after the graceful timeout, where requests have used all of it."""
+TICK_SECONDS = 0.2
+"""How long uvicorn takes to notice that it is to exit, and to begin to count."""
 
 logger = logging.getLogger("wscluster.worker")
 
@@ -104,20 +107,25 @@ class AsgiServer:
             reason = f"the app's lifespan failed: {said[-1].strip()}" if said else "the app's lifespan failed"
         raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, caught))
 
-    async def drain(self, timeout: float) -> None:
+    async def drain(self, timeout: float) -> bool:
         """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012.
 
         What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
+        Returns False where the app has not come to its end.
         """
         assert self._life is not None
         self.draining = True
-        self._uvicorn.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]
+        # With nothing at all it would complain even where nothing is open.
+        left = max(timeout - TICK_SECONDS, 0.05)
+        self._uvicorn.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
         self._uvicorn.should_exit = True
         await asyncio.wait({self._life}, timeout=timeout + OVERTIME_SECONDS)
-        if not self._life.done():
+        if ended := self._life.done():
+            self._life.result()
+        else:
             logger.error("the app's lifespan did not answer 'lifespan.shutdown' within the graceful timeout")
-            self._life.cancel()
         await self.abort()
+        return ended
 
     async def _live(self) -> None:
         # Its loop and its signals are the worker's; only the socket is not its own.
@@ -151,11 +159,13 @@ class AsgiServer:
             self._fed.on_ended = Endings(worker.link, self._loop).tell
         # uvicorn closes its servers and then, in the same turn, its connections. An app whose loop over a room ends
         # before would close its WebSocket itself, with 1000.
-        self._fed.on_close = self._end_subscriptions_soon
+        self._fed.on_close = self._closed
         self._fed.begin_serving()
         return self._fed
 
-    def _end_subscriptions_soon(self, _server: FedServer) -> None:
+    def _closed(self, server: FedServer) -> None:
+        # uvicorn knows nothing of a connection in its TLS handshake, and would wait for it.
+        server.cancel_opening()
         self._loop.call_soon(self._worker.bus.end_subscriptions)
 
 
@@ -188,7 +198,7 @@ def _configure(app: App, config: Config, tls: Context | None) -> uvicorn.Config:
         root_path=asgi.root_path,
         timeout_keep_alive=asgi.timeout_keep_alive,  # type: ignore[arg-type]
         limit_concurrency=asgi.limit_concurrency,
-        headers=list(map(_parse_header, asgi.header)),
+        headers=list(map(parse_header, asgi.header)),
         server_header=asgi.server_header,
         date_header=asgi.date_header,
         proxy_headers=handshake.proxy_headers,
@@ -200,11 +210,6 @@ def _configure(app: App, config: Config, tls: Context | None) -> uvicorn.Config:
         ws_per_message_deflate=websocket.ws_per_message_deflate,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
-
-
-def _parse_header(text: str) -> tuple[str, str]:
-    name, _, value = text.partition(":")
-    return name.strip(), value.strip()
 
 
 def _trusted(allowed: Sequence[str]) -> list[str] | str:

@@ -134,7 +134,12 @@ class Boot:
         server = AsgiServer(app, self._worker, tls, log)
         await server.start(self._ready_by)
         drain = await self._until_drain(server)
-        await server.drain(drain.timeout)
+        if not await server.drain(drain.timeout):
+            # Its tasks may swallow their cancellation, and its threads may never return.
+            await self._worker.close()
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(ExitCode.OK)
 
     async def _until_drain(self, service: Service) -> Drain:
         # What boot left behind lives as long as the process: the collector need not look at it again.

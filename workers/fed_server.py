@@ -52,7 +52,7 @@ class FedConnection(socket.socket):
     asked of the data's path.
     """
 
-    server: FedServer | None = None
+    server: FedServer | None = None  # until the end
     number: int = 0
     opening: asyncio.Task[Any] | None = None
     transport: asyncio.Transport | None = None
@@ -69,10 +69,10 @@ class FedConnection(socket.socket):
         """The transport is there, or could not be made."""
         self.opening = None
         if task.cancelled() or task.exception() is not None:
-            if not self.made:
-                self.close()
             if not task.cancelled() and self.server is not None:
                 self.server.not_opened(task.exception())
+            if not self.made:
+                self.close()
         elif self.server is not None:  # else it has already ended
             self.transport = task.result()[0]
 
@@ -306,15 +306,19 @@ class FedServer(asyncio.AbstractServer):
         for sock in list(self._open):
             if sock.transport is not None:
                 sock.transport.close()
-            elif sock.opening is not None:
-                sock.opening.cancel()
+        self.cancel_opening()
 
     def abort_clients(self) -> None:
         """Close every connection at once."""
         for sock in list(self._open):
             if sock.transport is not None:
                 sock.transport.abort()
-            elif sock.opening is not None:
+        self.cancel_opening()
+
+    def cancel_opening(self) -> None:
+        """Close connections whose protocols know nothing of them yet, as in a TLS handshake."""
+        for sock in list(self._open):
+            if sock.opening is not None:
                 sock.opening.cancel()
 
     def _wake(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from wscluster.packets import Offered
@@ -39,9 +39,9 @@ class _Introduction(asyncio.Protocol):
         self._client = client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_protocol(self._protocol)
-        self._protocol.connection_made(ProxiedTransport(transport, self._client))
+        made = cast("asyncio.Transport", transport)  # uvloop's are none by their class
+        made.set_protocol(self._protocol)
+        self._protocol.connection_made(ProxiedTransport(made, self._client))
 
 
 class ProxiedTransport(asyncio.Transport):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wscluster.addresses import Inherited, listen_addresses
+from wscluster.asgi_options import asgi_faults
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, knows, option_fields
 from wscluster.handshake_options import handshake_faults
 from wscluster.networks import parse_network
@@ -229,4 +230,4 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
     if config.tls.ssl_certfile is None:
         others = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs")
         problems += [f"{place(name)} needs --ssl-certfile" for name in others if getattr(config.tls, name) is not None]
-    return problems + handshake_faults(config.handshake, place)
+    return problems + handshake_faults(config.handshake, place) + asgi_faults(config, place)
