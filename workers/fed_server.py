@@ -7,7 +7,7 @@ import contextvars
 import logging
 import socket
 from asyncio.trsock import TransportSocket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wscluster.tls import Context
@@ -123,6 +123,7 @@ class FedServer(asyncio.AbstractServer):
         ssl: Ends TLS on every connection.
         ssl_handshake_timeout: Seconds; None: the loop's default.
         ssl_shutdown_timeout: Seconds; None: the loop's default.
+        connect: Makes a transport of a socket; None: the loop's ``connect_accepted_socket()``.
         keep_alive: The system probes idle connections (SO_KEEPALIVE).
         proxied: Clients may have other addresses than the peers of their sockets (PROXY protocol).
 
@@ -146,6 +147,7 @@ class FedServer(asyncio.AbstractServer):
         ssl: Context | None = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
+        connect: Callable[..., Coroutine[Any, Any, Any]] | None = None,
         keep_alive: bool = False,
         proxied: bool = False,
     ) -> None:
@@ -158,6 +160,7 @@ class FedServer(asyncio.AbstractServer):
         self._loop = loop
         self._sockets = tuple(sockets)
         self._listeners = {sock.listener for sock in sockets}
+        self._connect = loop.connect_accepted_socket if connect is None else connect
         self._keep_alive = keep_alive
         self._proxied = proxied
         self._context = contextvars.copy_context()
@@ -196,9 +199,7 @@ class FedServer(asyncio.AbstractServer):
         if self._keep_alive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
         factory = with_true_client(sock.make_protocol, sock, offered) if self._proxied else sock.make_protocol
-        sock.opening = self._loop.create_task(
-            self._loop.connect_accepted_socket(factory, sock, **self._tls), context=self._context.copy()
-        )
+        sock.opening = self._loop.create_task(self._connect(factory, sock, **self._tls), context=self._context.copy())
         sock.opening.add_done_callback(sock.opened)
 
     def not_opened(self, exc: BaseException | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from wscluster.loops import loop_classes
+from wscluster.workers.fastnet import feed_fastnet
 from wscluster.workers.fed_server import FedServer, ProtocolFactory, tls_arguments
 from wscluster.workers.listening import Place
 
@@ -50,6 +51,8 @@ def feed_loops(host: Host) -> Callable[[], None]:
             _replace(kind, "create_unix_server", functools.partial(_create_unix_server, host)),
             _replace(kind, "close", functools.partial(_close, host)),
         ]
+    # They are called as methods are, with the loop first; there is no original for a Unix socket that is open already.
+    undo.append(feed_fastnet(functools.partial(_listen_tcp, host), functools.partial(_listen_unix, host)))
 
     def put_back() -> None:
         for one in reversed(undo):
@@ -121,6 +124,7 @@ async def _listen_tcp(
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
+    connect: Any = None,
 ) -> FedServer:
     """Stand in for ``create_server()``, with its arguments and errors.
 
@@ -140,7 +144,7 @@ async def _listen_tcp(
     places = [Place(_text_of(one), _port_of(port), family) for one in hosts]
     if not places:
         raise OSError("could not bind on any address out of []")
-    options = {**tls, "keep_alive": bool(keep_alive)}
+    options = {**tls, "keep_alive": bool(keep_alive), "connect": connect}
     server = await to.listen(loop, protocol_factory, places, backlog, options)
     return await _started(server, start_serving)
 
@@ -158,12 +162,14 @@ async def _listen_unix(
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
     cleanup_socket: bool = True,
+    connect: Any = None,
 ) -> FedServer:
     """Stand in for ``create_unix_server()``, with its arguments and errors; the primary removes the file at its end."""
     tls = tls_arguments(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     if path is None:
         raise ValueError("path was not specified, and no sock specified")
-    server = await to.listen(loop, protocol_factory, [_unix_place(os.fsdecode(path))], backlog, tls)
+    server = await to.listen(loop, protocol_factory, [_unix_place(os.fsdecode(path))], backlog,
+                             {**tls, "connect": connect})  # fmt: skip
     return await _started(server, start_serving)
 
 
