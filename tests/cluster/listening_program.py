@@ -1,0 +1,69 @@
+"""A program for `wscluster run`: listens where its arguments say (HOST:PORT, :PORT, unix:PATH).
+
+Each client gets a line of JSON that says who serves it, and then each of its lines back. ``listen HOST:PORT`` listens
+there too, ``exit N`` ends the program. Where an address is taken, ``or:`` and another one may follow it.
+"""
+
+import asyncio
+import json
+import os
+import sys
+
+import wscluster
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def listen(self, text: str) -> None:
+        server: asyncio.Server
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            me = {
+                "slot": wscluster.this_worker.slot,
+                "pid": os.getpid(),
+                "names": [sock.getsockname() for sock in server.sockets],
+                "client": writer.get_extra_info("peername"),
+            }
+            writer.write(json.dumps(me).encode() + b"\n")
+            while line := await reader.readline():
+                word, _, rest = line.decode().strip().partition(" ")
+                if word == "listen":
+                    await self.listen(rest)
+                elif word == "exit":
+                    self.over.set_result(int(rest))
+                writer.write(line)
+            writer.close()
+
+        if text.startswith("unix:"):
+            server = await asyncio.start_unix_server(serve, text.removeprefix("unix:"))
+            return
+        host, _, port = text.rpartition(":")
+        server = await asyncio.start_server(serve, host.strip("[]") or None, int(port))
+
+
+async def main() -> int:
+    lines = Lines()
+    addresses = iter(sys.argv[1:])
+    taken: OSError | None = None
+    for text in addresses:
+        if text.startswith("or:") and taken is None:
+            continue
+        try:
+            await lines.listen(text.removeprefix("or:"))
+            taken = None
+        except OSError as exc:
+            taken = exc
+            print(f"cannot: errno {exc.errno}", flush=True)
+    if taken is not None:
+        raise taken
+    try:
+        return await lines.over
+    except asyncio.CancelledError:
+        print(f"cancelled in slot {wscluster.this_worker.slot}", flush=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
