@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Listening:
         served: Numbers of those that this worker has served at some time.
         asked: Addresses that were given to this worker, served or not.
         error: The last one that `take` raised.
+        on_answer: Called after each answer of the primary.
     """
 
     def __init__(self) -> None:
@@ -61,10 +62,16 @@ class Listening:
         self.served: set[int] = set()
         self.asked: list[Any] = []
         self.error: OSError | None = None
+        self.on_answer: Callable[[], None] | None = None
         self._held: set[int] = set()
         self._places: set[tuple[Place, int]] = set()
         self._serial = 0
         self._waiting: dict[int, asyncio.Future[BoundAt]] = {}
+
+    @property
+    def asks(self) -> bool:
+        """Whether an answer of the primary is awaited."""
+        return bool(self._waiting)
 
     async def take(self, worker: Worker, wanted: Iterable[Place], backlog: int) -> Taken:
         """Return sockets for all places of ``wanted``; they are this caller's until `release`.
@@ -109,6 +116,8 @@ class Listening:
         waiter = self._waiting.pop(answer.serial, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(answer)
+        if self.on_answer is not None:
+            self.on_answer()
 
     def _reserve(self, place: Place) -> tuple[Place, int]:
         """Return ``place`` with its number among equal ones: with port 0 there may be several."""

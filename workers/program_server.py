@@ -21,6 +21,10 @@ SAME_SECONDS = 5.0
 """So long after a worker has begun to serve it must serve all that other workers of the program serve."""
 
 
+GO_ON_TURNS = 10
+"""Turns of its loop that a program gets after it has begun to serve, to ask for the next address that it listens on."""
+
+
 class ProgramServer:
     """Serves the connections of a program's worker.
 
@@ -53,6 +57,8 @@ class ProgramServer:
         self._serving: dict[int, FedServer] = {}
         self._adopted = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._turns = 0
+        listening.on_answer = self._goes_on
 
     # What the link asks
 
@@ -107,6 +113,7 @@ class ProgramServer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._turns = 0
         for server in [server for server in self._taken if server.get_loop() is loop]:
             server.close()
         # Nobody tells the end of what is open: its transports are left with the loop.
@@ -116,15 +123,37 @@ class ProgramServer:
         numbers = self._taken[server].numbers
         self._serving |= dict.fromkeys(numbers, server)
         self._listening.served |= numbers
-        if self.is_ready:
+        self._goes_on()
+
+    def _goes_on(self) -> None:
+        """Something has come: look whether it is ready as soon as the program has gone on and asks for nothing more.
+
+        So what it listens on one after the other is all known when the worker is ready.
+        """
+        if self.is_ready or not self._serving:
             return
-        if not self._missing():
+        if not self._turns:
+            self._loop().call_soon(self._look)
+        self._turns = GO_ON_TURNS
+
+    def _look(self) -> None:
+        self._turns -= 1
+        if self.is_ready or not self._serving:
+            self._turns = 0
+        elif self._turns:
+            self._loop().call_soon(self._look)
+        elif self._listening.asks:
+            return  # the answer comes back here
+        elif not self._missing():
             self.is_ready = True
             if self._timer is not None:
                 self._timer.cancel()
             self._on_ready()
         elif self._timer is None:
-            self._timer = server.get_loop().call_later(SAME_SECONDS, self._judge)
+            self._timer = self._loop().call_later(SAME_SECONDS, self._judge)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return next(iter(self._serving.values())).get_loop()
 
     def _ends(self, server: FedServer) -> None:
         taken = self._taken.pop(server)
