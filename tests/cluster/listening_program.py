@@ -12,6 +12,12 @@ import sys
 import wscluster
 
 
+def say(text: str) -> None:
+    # In one write, because the other workers have the same pipe.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 class Lines:
     def __init__(self) -> None:
         self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -55,13 +61,13 @@ async def main() -> int:
             taken = None
         except OSError as exc:
             taken = exc
-            print(f"cannot: errno {exc.errno}", flush=True)
+            say(f"cannot: errno {exc.errno}")
     if taken is not None:
         raise taken
     try:
         return await lines.over
     except asyncio.CancelledError:
-        print(f"cancelled in slot {wscluster.this_worker.slot}", flush=True)
+        say(f"cancelled in slot {wscluster.this_worker.slot}")
         raise
 
 
