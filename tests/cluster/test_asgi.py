@@ -20,7 +20,7 @@ def test_requests_and_a_websocket_of_one_address_reach_one_worker_and_others_ano
                 transport = httpx.AsyncHTTPTransport(local_address=source)
                 async with httpx.AsyncClient(transport=transport) as client:
                     told = [(await client.get(f"http://127.0.0.1:{cluster.port}/who")).json() for _ in range(2)]
-                async with cluster.connect("/echo", source=source) as ws:
+                async with cluster.connect("/who", source=source) as ws:
                     told.append(json.loads(await ws.recv()))
                     await ws.send("hello")
                     assert await ws.recv() == "hello"
