@@ -53,7 +53,7 @@ async def failing(scope: Message, receive: Receive, send: Send) -> None:
 async def hanging(scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "lifespan":
         await app(scope, receive, send)
-    await asyncio.Event().wait()
+    await asyncio.sleep(3600)
 
 
 async def deaf(scope: Message, receive: Receive, send: Send) -> None:
@@ -65,7 +65,7 @@ async def deaf(scope: Message, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.startup.complete"})
     while True:
         try:
-            await asyncio.Event().wait()
+            await asyncio.sleep(3600)
         except asyncio.CancelledError:
             print("deaf", flush=True)
 
@@ -226,7 +226,7 @@ async def deny(scope: Message, receive: Receive, send: Send) -> None:
     """Answer the upgrade with a page."""
     await receive()
     await send({"type": "websocket.http.response.start", "status": 418, "headers": [(b"x-kind", b"denied")]})
-    await send({"type": "websocket.http.response.body", "body": b"no "})
+    await send({"type": "websocket.http.response.body", "body": b"no ", "more_body": True})
     await send({"type": "websocket.http.response.body", "body": b"entry"})
 
 
