@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wscluster import marks
-from wscluster.config import Config, Handshake, Operate
+from wscluster.config import Asgi, Config, Handshake, Operate, WebSocket
 from wscluster.errors import TargetError
-from wscluster.workers.target import Target, load_target
+from wscluster.workers.target import App, Target, load_target
 
 HANDLER = "async def handler(ws): pass\n"
 WANTED = "`async def handler(ws)` or `async def app(scope, receive, send)` is wanted"
@@ -355,3 +356,95 @@ def test_a_function_that_does_not_say_what_it_takes_is_tried(write: Callable[[st
 def test_importing_a_target_twice_runs_it_once(load: Callable[..., Target], tmp_path: Path) -> None:
     first = load(HANDLER)
     assert load_handler("chat:handler", str(tmp_path)).handler is first.handler
+
+
+# ASGI apps
+
+ASGI_APP = "async def app(scope, receive, send): pass\n"
+
+
+def load_any(folder: Path, name: str = "chat:app", **groups: Any) -> Target | App:
+    operate = replace(groups.pop("operate", Operate()), app_dir=str(folder))
+    return load_target(Config(target=name, operate=operate, **groups))
+
+
+def test_an_asgi_app_is_loaded(write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("chat", ASGI_APP)
+    target = load_any(tmp_path, handshake=Handshake(proxy_headers=False, forwarded_allow_ips=("*",)))
+    assert isinstance(target, App)
+    assert target.app is sys.modules["chat"].app
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (ASGI_APP + "def make(): return app\n", "make"),
+        ("class Made:\n    async def __call__(self, scope, receive, send): pass\n", "Made"),
+        (ASGI_APP + "def make(name='x'): return app\n", "make"),
+        (ASGI_APP + "class Deep:\n    @staticmethod\n    def make(): return app\n", "Deep.make"),
+    ],
+)
+def test_a_factory_is_called_for_the_app(
+    source: str, name: str, write: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    write("chat", source)
+    assert isinstance(load_any(tmp_path, f"chat:{name}", asgi=Asgi(factory=True)), App)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("make = 5\n", "'chat:make' is of the type 'int': --factory wants a function"),
+        ("def make(name): pass\n", "'chat:make' takes arguments, but with --factory it is called without any"),
+        ("def make(): raise LookupError('no\\nname')\n", "the factory 'chat:make' raised LookupError: no name"),
+        ("import sys\ndef make(): sys.exit(3)\n", "the factory 'chat:make' raised SystemExit: 3"),
+        (
+            "async def make(): pass\n",
+            "the factory 'chat:make' is a coroutine function, but it is not awaited: `def` is wanted",
+        ),
+        ("def make(): return 5\n", "what 'chat:make' returned is of the type 'int': `async def app("),
+        ("def make():\n    async def h(ws): pass\n    return h\n", "what 'chat:make' returned is a handler, but --"),
+    ],
+)
+def test_a_factory_that_makes_no_app(
+    source: str, message: str, write: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    write("chat", source)
+    error = refused(lambda: load_any(tmp_path, "chat:make", asgi=Asgi(factory=True)))
+    assert str(error).startswith(message)
+    assert ("in make" in error.traceback) == ("raised" in message)
+    assert "target.py" not in error.traceback
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"handshake": Handshake(process_request="a:b")}, "--process-request is for handlers"),
+        (
+            {"handshake": Handshake(subprotocols=("a",), allowed_origins=("null",))},
+            "--subprotocols, --allowed-origins are for handlers",
+        ),
+        ({"websocket": WebSocket(max_send_queue=5)}, "--max-send-queue is for handlers"),
+        ({"websocket": WebSocket(ws_message_timeout=5)}, "--ws-message-timeout is for handlers"),
+    ],
+)
+def test_options_of_handlers_are_refused_for_an_app(
+    groups: dict[str, Any], message: str, write: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    write("chat", ASGI_APP)
+    error = refused(lambda: load_any(tmp_path, **groups))
+    assert str(error) == f"'chat:app' is an ASGI app, but {message}"
+
+
+def test_options_of_apps_are_refused_for_a_handler(write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("chat", HANDLER)
+    error = refused(lambda: load_any(tmp_path, "chat:handler", asgi=Asgi(root_path="/x", lifespan="on")))
+    assert str(error) == "'chat:handler' is a handler, but --lifespan, --root-path are for ASGI apps"
+
+
+@pytest.mark.parametrize("role", [*ROLES, "lifespan"])
+def test_marks_are_refused_beside_an_app(role: str, write: Callable[[str, str], None], tmp_path: Path) -> None:
+    write("chat", f"import wscluster\n@wscluster.{role}\nasync def marked(*a): yield\n" + ASGI_APP)
+    message = f"'chat:app' is an ASGI app, but @wscluster.{role} of 'chat' is for handlers"
+    hint = ": an app has its own lifespan, which is spoken" if role == "lifespan" else ""
+    assert str(refused(lambda: load_any(tmp_path))) == message + hint
