@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 OVERTIME_SECONDS = 0.9
 """What the app's lifespan gets after the graceful timeout, where requests have used all of it."""
+SERVICE_RESTART = 1012
+FIRST_REQUEST_SECONDS = 0.3
+"""What a client gets for its first request, where its worker was replaced in the moment in which it connected."""
 TICK_SECONDS = 0.2
 """How long uvicorn takes to notice that it is to exit, and to begin to count."""
 
@@ -107,14 +110,19 @@ class AsgiServer:
             reason = f"the app's lifespan failed: {said[-1].strip()}" if said else "the app's lifespan failed"
         raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, caught))
 
-    async def drain(self, timeout: float) -> bool:
+    async def drain(self, code: int, timeout: float) -> bool:
         """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012.
 
         What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
-        Returns False where the app has not come to its end.
+        Returns False where the app has not come to its end. With the ``code`` 1012 another worker is here for those who
+        come back, and clients that have just connected get a moment for their first request.
         """
         assert self._life is not None
         self.draining = True
+        if code == SERVICE_RESTART:
+            moment = min(FIRST_REQUEST_SECONDS, timeout / 2)
+            await asyncio.sleep(moment)
+            timeout -= moment
         # With nothing at all it would complain even where nothing is open.
         left = max(timeout - TICK_SECONDS, 0.05)
         self._uvicorn.config.timeout_graceful_shutdown = left  # type: ignore[assignment]

@@ -134,7 +134,7 @@ class Boot:
         server = AsgiServer(app, self._worker, tls, log)
         await server.start(self._ready_by)
         drain = await self._until_drain(server)
-        if not await server.drain(drain.timeout):
+        if not await server.drain(drain.code, drain.timeout):
             # Its tasks may swallow their cancellation, and its threads may never return.
             await self._worker.close()
             logging.shutdown()

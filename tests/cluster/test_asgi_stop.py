@@ -6,6 +6,8 @@ import hashlib
 import os
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.cluster.process_support import close_code, wait_gone
 from tests.cluster.raw import Raw, addresses_of, ask
-from tests.support import run
+from tests.support import ROOT, run
 from wscluster.testing import Cluster
 
 APPS = "tests.cluster.asgi_apps"
@@ -134,6 +136,36 @@ def test_a_second_stop_ends_at_once() -> None:
             await raw.close()
 
     run(main())
+
+
+def test_across_reloads_every_request_on_a_new_connection_is_answered(tmp_path: Path) -> None:
+    source = (ROOT / "tests/cluster/asgi_apps.py").read_text()
+    (tmp_path / "fresh.py").write_text(source)
+
+    async def main() -> None:
+        options: dict[str, Any] = {"reload": True, "reload_delay": 0.05, "cwd": tmp_path, "app_dir": tmp_path}
+        async with Cluster("fresh:app", workers=2, **options) as cluster:
+            ended = asyncio.Event()
+
+            async def connect(source: str) -> int:
+                count = 0
+                while not ended.is_set():
+                    raw = await Raw.connect(cluster.port, source)
+                    await asyncio.sleep(0.1)
+                    raw.writer.write(get("/status?200").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+                    assert (await raw.head()).startswith("HTTP/1.1 200 OK\r\n")
+                    await raw.close()
+                    count += 1
+                return count
+
+            clients = [asyncio.create_task(connect(f"127.1.0.{number}")) for number in range(1, 9)]
+            for count in (1, 2):
+                (tmp_path / "fresh.py").write_text(source + f"\nrelease = {count}\n")
+                await cluster.wait_event("reloaded", count=count)
+            ended.set()
+            assert sum(await asyncio.gather(*clients)) > 50
+
+    run(main(), timeout=120)
 
 
 # Crashes
