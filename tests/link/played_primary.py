@@ -41,7 +41,13 @@ class PlayedPrimary:
     """
 
     def __init__(
-        self, program: Sequence[str], *, cwd: Path | None = None, startup: float = 20, known: Sequence[Any] = ()
+        self,
+        program: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        startup: float = 20,
+        known: Sequence[Any] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         config = replace(Config(""), run=tuple(program), fleet=Fleet(worker_startup_timeout=startup))
         self.listeners: list[socket.socket] = []
@@ -51,7 +57,7 @@ class PlayedPrimary:
         self.link.settimeout(SECONDS)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "wscluster.workers", "--link-fd", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *pass_fds],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

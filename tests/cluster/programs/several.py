@@ -1,4 +1,4 @@
-"""Listens in every way at once and prints what its servers say of themselves, as a line of JSON."""
+"""Listens in every way at once and prints what its servers say of themselves, as JSON behind the process id."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ async def main(port: int, path: str, certificate: str, key: str) -> None:
     assert servers[0].is_serving()
     names = [[sock.getsockname() for sock in server.sockets] for server in servers]
     # In one write, because another worker writes too.
-    sys.stdout.write(json.dumps(names) + "\n")
+    sys.stdout.write(f"{os.getpid()} {json.dumps(names)}\n")
     sys.stdout.flush()
     async with servers[-1]:
         await servers[-1].serve_forever()

@@ -31,8 +31,7 @@ match sys.argv[1:]:
             runner.run(main())
     case ["by hand"]:
         loop = asyncio.new_event_loop()
-        task = loop.create_task(main())
         try:
-            loop.run_forever()
+            loop.run_until_complete(main())
         finally:
             loop.close()
