@@ -165,8 +165,9 @@ class Fleet:
 
     def _boot_refused(self, worker: Worker, event: BootRefused, now: float, commands: list[Command]) -> None:
         self._candidate_refused(worker, event, now, commands)
-        if event.exit_code == ExitCode.TARGET and not self.ever_ready and not self.patient:
-            self._finish(ExitCode.TARGET, commands)
+        hopeless = event.hopeless or event.exit_code == ExitCode.TARGET
+        if hopeless and not self.ever_ready and not self.patient:
+            self._finish(ExitCode(event.exit_code), commands)
 
     def _boot_exited(self, worker: Worker, event: Exited | SpawnFailed, now: float, commands: list[Command]) -> None:
         slot = self.slots[worker.slot]

@@ -37,11 +37,12 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class BootRefused:
-    """The worker says why it cannot become ready, and is about to exit."""
+    """The worker says why it cannot become ready, and is about to exit; ``hopeless`` is `packets.BootFailed`'s."""
 
     worker: int
     exit_code: int
     reason: str
+    hopeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,7 +361,7 @@ class Primary:
 
     def _boot_failed(self, worker: int, packet: BootFailed) -> None:
         self._boot_faults.tell(worker, packet, ever_ready=self._fleet.ever_ready)
-        self._step(fleet.BootRefused(worker, packet.exit_code, packet.reason))
+        self._step(fleet.BootRefused(worker, packet.exit_code, packet.reason, packet.hopeless))
 
     def _exited(self, worker: int, pid: int, status: int) -> None:
         known = self._fleet.workers[worker]

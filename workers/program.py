@@ -136,7 +136,7 @@ class Program:
         self._check_not_forked()
         if self._server.is_ready:
             raise RuntimeError(program_faults.OWN_SOCKET)
-        self._fail(BootFailed(ExitCode.NOT_STARTED, program_faults.OWN_SOCKET, ""))
+        self._hopeless(program_faults.OWN_SOCKET)
 
     def loop_closes(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the link from ``loop``, which is about to be closed; another may have it."""
@@ -232,7 +232,8 @@ class Program:
             packet = BootFailed(ExitCode.NOT_STARTED, _reason(error), "")
         elif raised is None or isinstance(raised, SystemExit):
             status = None if raised is None else raised.code
-            reason = program_faults.explain_ended(status, "" if error is None else _reason(error))
+            told = "" if error is None else _reason(error)
+            reason = program_faults.explain_ended(status, told, listened=bool(self._listening.asked))
             packet = BootFailed(ExitCode.NOT_STARTED, reason, "")
         else:
             packet = BootFailed(ExitCode.TARGET, f"the program raised {brief(raised)}", user_traceback(raised))
@@ -241,15 +242,17 @@ class Program:
     # Why it cannot become ready
 
     def _hopeless(self, reason: str) -> None:
-        self._fail(BootFailed(ExitCode.NOT_STARTED, reason, ""))
+        self._fail(BootFailed(ExitCode.NOT_STARTED, reason, "", hopeless=True))
 
     def _late(self, seen: program_faults.Seen) -> None:
         limit = self._config.fleet.worker_startup_timeout
-        self._hopeless(program_faults.explain_late(seen, limit, self._listening.asked))
+        reason = program_faults.explain_late(seen, limit, self._listening.asked)
+        self._fail(BootFailed(ExitCode.NOT_STARTED, reason, "", hopeless=seen.serves_itself))
 
     def _unfit(self, missing: list[int]) -> None:
         listening = self._listening
-        self._hopeless(program_faults.explain_difference(listening.asked, missing, listening.known))
+        reason = program_faults.explain_difference(listening.asked, missing, listening.known)
+        self._fail(BootFailed(ExitCode.NOT_STARTED, reason, ""))
 
     def _not_started(self, packet: BootFailed) -> int:
         """Send the last word of a program that has ended by itself."""

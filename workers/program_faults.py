@@ -76,16 +76,18 @@ def explain_late(seen: Seen, limit: float, asked: Sequence[Any]) -> str:
     return f"the program did not listen anywhere {after}: it must listen with asyncio, or with what stands on it"
 
 
-def explain_ended(status: object, bind_error: str) -> str:
-    """Return in one line what is wrong where a program has ended with ``status`` before it listened.
+def explain_ended(status: object, bind_error: str, *, listened: bool = False) -> str:
+    """Return in one line what is wrong where a program has ended with ``status`` before it was ready.
 
     Args:
         status: The argument of ``sys.exit``; None where it returned.
         bind_error: Why it could not listen the last time it wanted to; empty where it could or did not want to.
+        listened: It had begun to listen.
     """
     code = 0 if status is None else status if isinstance(status, int) else 1
     why = bind_error or ("" if status is None or isinstance(status, int) else " ".join(str(status).split()))
-    return f"the program ended (status {code}) before it listened anywhere" + (f": {why}" if why else "")
+    when = "as soon as it listened" if listened else "before it listened anywhere"
+    return f"the program ended (status {code}) {when}" + (f": {why}" if why else "")
 
 
 def explain_difference(own: Sequence[Any], missing: Sequence[Any], known: Mapping[int, Any]) -> str:

@@ -86,12 +86,13 @@ class BootFailed:
     """Worker to primary, its last packet: it cannot become ready.
 
     ``exit_code`` is 4 where the target is at fault (`errors.ExitCode.TARGET`), else 3. ``reason`` is one line,
-    ``traceback`` the user's own traceback or empty.
+    ``traceback`` the user's own traceback or empty. ``hopeless`` says that the next worker would fare no better.
     """
 
     exit_code: int
     reason: str
     traceback: str
+    hopeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +229,12 @@ def encode(packet: Packet) -> bytes:
             body = b"".join(map(_encode_offered, connections))
         case Adopted(numbers) | Refused(numbers) | Ended(numbers):
             body = struct.pack(f"!{len(numbers)}Q", *numbers)
-        case BootFailed(exit_code, reason, traceback):
+        case BootFailed(exit_code, reason, traceback, hopeless):
             # JSON makes six bytes of a control character.
             kept = _CONTROLS.sub("?", traceback).encode(errors="replace")[-MAX_TRACEBACK_BYTES:]
-            body = _json(asdict(BootFailed(exit_code, reason[:MAX_REASON_CHARS], kept.decode(errors="ignore"))))
+            body = _json(
+                asdict(BootFailed(exit_code, reason[:MAX_REASON_CHARS], kept.decode(errors="ignore"), hopeless))
+            )
         case _:
             body = _json(asdict(packet))
     if len(body) >= MAX_PACKET_BYTES:

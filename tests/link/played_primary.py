@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,7 +97,10 @@ class PlayedPrimary:
 
     def until(self, kind: type[P]) -> P:
         """Return the next packet of this kind; requests to bind are answered, beats are left out."""
+        deadline = time.monotonic() + SECONDS
         while True:
+            # Beats come for ever.
+            assert time.monotonic() < deadline, f"no {kind.__name__} in {SECONDS} s"
             packet = self.receive()
             if isinstance(packet, kind):
                 return packet

@@ -166,6 +166,7 @@ def test_a_program_that_binds_its_own_socket(program: Write, text: str) -> None:
         failure = primary.failure()
     assert failure.exit_code == 3
     assert failure.reason == "the program binds its own socket: use `wscluster serve module:app`"
+    assert failure.hopeless
 
 
 ACCEPTS = """
@@ -229,6 +230,7 @@ def test_programs_that_serve_by_themselves_are_told_at_once(tmp_path: Path) -> N
         for primary, words in zip(primaries, SELVES.values(), strict=True):
             failure = primary.failure()
             assert failure.exit_code == 3
+            assert failure.hopeless
             assert words in failure.reason
             assert "wscluster serve module:app" in failure.reason
         assert time.monotonic() - started < 40

@@ -161,6 +161,13 @@ def test_a_target_at_fault_ends_everything_at_once_before_any_worker_was_ready()
     assert fleet.handle(Exited(2, 4, 0.0), 1.0) == [Finish(ExitCode.TARGET)]
 
 
+def test_a_boot_without_hope_ends_a_cluster_that_was_never_up() -> None:
+    fleet = new_fleet(2)
+    fleet.handle(Ticked(), 0.0)
+    assert fleet.handle(BootRefused(1, ExitCode.NOT_STARTED, "it binds", hopeless=True), 1.0) == [Kill(2, STARTED)]
+    assert fleet.exit_code == ExitCode.NOT_STARTED
+
+
 def test_a_target_at_fault_later_is_one_failed_boot() -> None:
     fleet = ready_fleet(2)
     fleet.handle(Exited(2, 1, 0.0), 0.0)

@@ -57,6 +57,9 @@ def test_a_late_program_is_told_what_it_did() -> None:
 )
 def test_a_program_that_ended_is_told_its_status_and_the_last_fault(status: object, error: str, text: str) -> None:
     assert explain_ended(status, error) == text
+    assert explain_ended(status, error, listened=True) == text.replace(
+        "before it listened anywhere", "as soon as it listened"
+    )
 
 
 def test_a_worker_that_listens_elsewhere_is_told_where_the_others_do() -> None:
