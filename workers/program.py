@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import select
@@ -90,11 +91,11 @@ class Program:
         except BaseException as exc:
             raised = exc
             self._show(exc)
-        try:
-            _join_threads()
-        except KeyboardInterrupt as exc:
-            raised = raised or exc
-        return self._over(raised)
+        if self._server.is_ready or not _has_threads():
+            return self._over(raised)
+        # One of them may be what listens. Python waits for them before it calls this, and wakes those of executors.
+        atexit.register(self._over_at_last, raised)
+        return ExitCode.OK if raised is None else ExitCode.FAILED
 
     # What the program asks of `wscluster`
 
@@ -220,6 +221,10 @@ class Program:
             own = exc.with_traceback(_own_part(exc))
             sys.excepthook(type(own), own, own.__traceback__)
 
+    def _over_at_last(self, raised: BaseException | None) -> None:
+        if not self._server.is_ready:
+            self._over(raised)
+
     def _over(self, raised: BaseException | None) -> int:
         if self._ended:
             return ExitCode.OK
@@ -280,11 +285,9 @@ def _send_last(sock: socket.socket, packet: BootFailed) -> None:
         sock.send(encode(packet), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
-def _join_threads() -> None:
-    """Wait for the program's threads, as Python does at the end of a program: one of them may be what serves."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+def _has_threads() -> bool:
+    """Say whether Python waits for threads before it ends."""
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread())
 
 
 def _own_part(exc: BaseException) -> Any:

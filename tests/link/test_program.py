@@ -91,6 +91,21 @@ def test_a_drained_program_keeps_its_connections_and_is_ended_when_the_last_is_g
         assert primary.process.returncode == 0
 
 
+def test_threads_that_only_wait_for_work_do_not_hold_the_end(program: Write) -> None:
+    text = """
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        threads, processes = ThreadPoolExecutor(), ProcessPoolExecutor(1)
+        assert threads.submit(os.getpid).result() == os.getpid() != processes.submit(os.getpid).result()
+    """
+    with PlayedPrimary(program(textwrap.dedent(text) + textwrap.dedent(SERVE) + "asyncio.run(main())")) as primary:
+        primary.until(Ready)
+        primary.drain()
+        assert primary.process.wait(10) == 0
+    with PlayedPrimary(program(textwrap.dedent(text) + "sys.exit(7)")) as primary:
+        assert primary.until(BootFailed).reason == "the program ended (status 7) before it listened anywhere"
+        primary.process.wait(10)
+
+
 def lines_of(primary: PlayedPrimary, count: int) -> list[str]:
     """Return the next lines that the program has printed."""
     assert primary.process.stdout is not None
