@@ -1,4 +1,4 @@
-"""A page for each visitor with NiceGUI: it is Python state in one process, which its WebSocket and its uploads reach."""
+"""A page for each visitor with NiceGUI: Python state in one process, which its WebSocket and its uploads reach."""
 
 import os
 from collections import Counter
