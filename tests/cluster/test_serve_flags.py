@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from websockets.typing import Subprotocol
 from tests.cluster.process_support import close_code, connect_to_slot, environment
 from tests.cluster.room_support import Valkey
 from tests.support import run
-from wscluster.config import flag_of, option_fields
+from wscluster.config import Asgi, flag_of, option_fields
 from wscluster.gateway.cpus import count_cpus
 from wscluster.testing import Cluster
 
@@ -27,8 +28,9 @@ GIVEN = ("workers", "host", "port", "graceful_timeout", "control_socket", "ready
 ELSEWHERE = {
     "bind", "uds", "fd", "proxy_protocol", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs",
     "process_request", "process_response", "select_subprotocol", "basic_auth", "allowed_origins", "env_file",
+    *(item.name for item in dataclasses.fields(Asgi)),
 }  # fmt: skip
-"""What changes how a client must connect, or needs a file: tests of their own have it."""
+"""What changes how a client must connect, needs a file, or is not for handlers: tests of their own have it."""
 VALUES = {
     "backlog": "100",
     "timeout_worker_healthcheck": "1m",
@@ -59,6 +61,11 @@ VALUES = {
     "forwarded_allow_ips": "10.0.0.1",
     "access_log": "true",
     "interface": "handler",
+    "reload": "true",
+    "reload_dir": "code",
+    "reload_include": "*.html",
+    "reload_exclude": "*.tmp",
+    "reload_delay": "0.5",
 }
 
 
