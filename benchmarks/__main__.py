@@ -1,7 +1,8 @@
-"""``python -m benchmarks [echo connect memory fanout fanout8] [--rounds 7]``: wscluster beside plain `websockets`.
+"""``python -m benchmarks [CASE ...] [--rounds 7]``: what wscluster costs beside others, and how it spreads clients.
 
-Both servers run at the same time on the same machine and are loaded in turn, the order changing every round. Judged is
-CPU of all processes of each side, as the median of the paired ratios; absolute figures are shown, not judged.
+wscluster beside plain `websockets` with the same handler, and beside uvicorn with the same ASGI app. Both servers run
+at the same time on the same machine and are loaded in turn, the order changing every round. Judged is CPU of all
+processes of each side, as the median of the paired ratios; absolute figures are shown, not judged.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from benchmarks import load
-from benchmarks.processes import Server, start_peer, start_wscluster
+from benchmarks import http_load, load, spread
+from benchmarks.processes import Server, start_peer, start_uvicorn, start_wscluster
 from wscluster.loops import new_event_loop
 
 MESSAGE_BYTES = 64
@@ -21,18 +22,38 @@ ECHO_CLIENTS, ECHO_MESSAGES = 100, 200
 CONNECTS = 2000
 IDLE_CLIENTS = 2000
 MEMBERS, FAN_OUT_ROUNDS = 1000, 20
+HTTP_CLIENTS, HTTP_REQUESTS = 100, 200
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the handlers of both sides, a load that returns its cost per unit, and the bar."""
+    """One comparison: a load that returns its cost per unit, the bar, and how both sides are started."""
 
-    handler: str
-    peer_handler: str
     unit: str
     bar: float
     run: Callable[[Server], Awaitable[float]]
-    flags: tuple[str, ...] = ()
+    start: Callable[[], Server]
+    start_peer: Callable[[], Server]
+    fresh: bool = False
+    """Every round wants servers that have seen nothing before."""
+
+
+def of_handlers(
+    unit: str, bar: float, run: Callable[[Server], Awaitable[float]], ours: str, theirs: str, *, fresh: bool = False
+) -> Case:
+    """Return a case beside plain `websockets`, with two handlers of `benchmarks.handlers`."""
+    return Case(
+        f"{unit}, websockets", bar, run, lambda: start_wscluster(f"benchmarks.handlers:{ours}"),
+        lambda: start_peer(theirs), fresh,
+    )  # fmt: skip
+
+
+def of_apps(unit: str, bar: float, run: Callable[[Server], Awaitable[float]]) -> Case:
+    """Return a case beside uvicorn, with the app of `benchmarks.asgi_app`."""
+    return Case(
+        f"{unit}, uvicorn", bar, run, lambda: start_wscluster(spread.APP, "--no-access-log"),
+        lambda: start_uvicorn(spread.APP),
+    )  # fmt: skip
 
 
 async def echo(server: Server) -> float:
@@ -80,13 +101,28 @@ def fan_out(under_way: int) -> Callable[[Server], Awaitable[float]]:
     return run
 
 
+async def http(server: Server) -> float:
+    """CPU µs per request on connections that are kept alive."""
+    clients = [await http_load.connect(server.port) for _ in range(HTTP_CLIENTS)]
+    await http_load.request(clients, 20)
+    begin = server.cpu_seconds()
+    await http_load.request(clients, HTTP_REQUESTS)
+    cost = server.cpu_seconds() - begin
+    await http_load.close_all(clients)
+    return cost / (HTTP_CLIENTS * HTTP_REQUESTS) * 1e6
+
+
 CASES = {
-    "echo": Case("echo", "echo", "CPU µs per echoed message", 0.85, echo),
-    "connect": Case("echo", "echo", "CPU µs per connect, upgrade and close", 0.9, connect),
-    "memory": Case("echo", "echo", "KiB per idle connection", 0.75, memory),
-    "fanout": Case("room", "peer_room", "CPU µs per delivery, one message at a time", 0.8, fan_out(1)),
-    "fanout8": Case("room", "peer_room", "CPU µs per delivery, eight under way", 0.4, fan_out(8)),
+    "echo": of_handlers("CPU µs per echoed message", 0.85, echo, "echo", "echo"),
+    "connect": of_handlers("CPU µs per connect, upgrade and close", 0.9, connect, "echo", "echo"),
+    "memory": of_handlers("KiB per idle connection", 0.75, memory, "echo", "echo", fresh=True),
+    "fanout": of_handlers("CPU µs per delivery, one at a time", 0.8, fan_out(1), "room", "peer_room"),
+    "fanout8": of_handlers("CPU µs per delivery, eight under way", 0.4, fan_out(8), "room", "peer_room"),
+    "http": of_apps("CPU µs per HTTP request", 1.05, http),
+    "websocket": of_apps("CPU µs per echoed message", 1.05, echo),
 }
+OTHERS = ("spread", "polling")
+"""What shows figures and has no bar."""
 
 
 async def compare(name: str, rounds: int) -> bool:
@@ -96,11 +132,11 @@ async def compare(name: str, rounds: int) -> bool:
     ours: Server | None = None
     peer: Server | None = None
     for number in range(rounds):
-        if ours is None or peer is None or name == "memory":
+        if ours is None or peer is None or case.fresh:
             for running in (ours, peer):
                 if running is not None:
                     running.stop()
-            ours, peer = start_wscluster(case.handler, *case.flags), start_peer(case.peer_handler)
+            ours, peer = case.start(), case.start_peer()
         if number % 2:
             theirs_cost = await case.run(peer)
             ours_cost = await case.run(ours)
@@ -115,7 +151,7 @@ async def compare(name: str, rounds: int) -> bool:
     ratios = sorted(mine / theirs for mine, theirs in pairs)
     ratio = statistics.median(ratios)
     print(
-        f"{case.unit:44} {statistics.median(mine for mine, _ in pairs):8.2f} "
+        f"{case.unit:54} {statistics.median(mine for mine, _ in pairs):8.2f} "
         f"{statistics.median(theirs for _, theirs in pairs):10.2f}   "
         f"{ratio:5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})   {case.bar:.2f}",
         flush=True,
@@ -123,17 +159,32 @@ async def compare(name: str, rounds: int) -> bool:
     return ratio <= case.bar
 
 
+async def run(names: list[str], rounds: int) -> bool:
+    """Run the cases and then what has no bar; True where all bars hold."""
+    held = True
+    if cases := [name for name in names if name in CASES]:
+        print(f"{f'medians of {rounds} rounds':54} wscluster       peer   ratio (least to most)   bar")
+        for name in cases:
+            held &= await compare(name, rounds)
+    if "spread" in names:
+        await spread.compare(rounds)
+    if "polling" in names:
+        from benchmarks import polling  # it wants python-socketio
+
+        await polling.compare(clients=200, workers=4, kept=True)
+    return held
+
+
 def main() -> int:
+    names = [*CASES, *OTHERS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all where none is named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(names)}; all where none is named")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.cases if name not in CASES]:
+    if unknown := [name for name in arguments.cases if name not in names]:
         parser.error(f"no such case: {', '.join(unknown)}")
-    print(f"{'medians of ' + str(arguments.rounds) + ' rounds':44} wscluster websockets   ratio (least to most)   bar")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        held = [runner.run(compare(name, arguments.rounds)) for name in arguments.cases or list(CASES)]
-    return 0 if all(held) else 1
+        return 0 if runner.run(run(arguments.cases or names, arguments.rounds)) else 1
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -52,26 +54,48 @@ class Server:
         assert self._process.stdout is None or self._process.stdout.close() is None
 
 
-def start_wscluster(handler: str, *flags: str) -> Server:
-    """Start ``wscluster serve benchmarks.handlers:HANDLER --workers 1``."""
+def start_wscluster(target: str, *flags: str, workers: int = 1) -> Server:
+    """Start ``wscluster serve TARGET`` and wait until all workers are ready."""
     read, write = os.pipe()
     command = [
-        sys.executable, "-m", "wscluster", "serve", f"benchmarks.handlers:{handler}", "--workers", "1",
+        sys.executable, "-m", "wscluster", "serve", target, "--workers", str(workers),
         "--port", "0", "--ready-fd", str(write), "--log-level", "warning", *flags,
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, pass_fds=[write], stderr=subprocess.DEVNULL)
     os.close(write)
+    ready, port = 0, 0
     with os.fdopen(read) as events:
         for line in events:
             event = json.loads(line)
-            if event["event"] == "ready":
-                return Server(process, event["port"])
+            ready += event["event"] == "worker_ready"
+            port = event.get("port") or port
+            if ready == workers and port:
+                return Server(process, port)
     raise RuntimeError(f"{' '.join(command)} did not become ready: exit code {process.wait()}")
 
 
 def start_peer(handler: str) -> Server:
-    """Start the plain `websockets` server with the same handler."""
+    """Start the plain `websockets` server with a handler of `benchmarks.handlers`."""
     command = [sys.executable, "-m", "benchmarks.peer", handler]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout is not None
     return Server(process, int(process.stdout.readline()))
+
+
+def start_uvicorn(target: str, *, workers: int = 1) -> Server:
+    """Start uvicorn as it is, its parts chosen by itself (uvloop, httptools, websockets-sansio), without access log."""
+    command = [
+        sys.executable, "-m", "uvicorn", target, "--port", "0", "--workers", str(workers), "--no-access-log",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    ready, port = 0, 0
+    for line in process.stdout:
+        ready += b"Application startup complete" in line
+        if found := re.search(rb"running on http://[\d.]+:(\d+)", line):
+            port = int(found[1])
+        if ready == workers and port:
+            # It logs every WebSocket, and would stop at a full pipe.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            return Server(process, port)
+    raise RuntimeError(f"{' '.join(command)} did not become ready: exit code {process.wait()}")

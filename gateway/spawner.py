@@ -6,6 +6,7 @@ A worker is started from the main thread only: its PR_SET_PDEATHSIG fires when t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -21,19 +22,32 @@ class Process:
 
     Args:
         on_exit: Called once with the exit status: the code, or minus the number of the signal that ended it.
+        own_group: It leads a process group, in which are the processes that it has started.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None]):
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        loop: asyncio.AbstractEventLoop,
+        on_exit: Callable[[int], None],
+        *,
+        own_group: bool,
+    ) -> None:
         self.pid = popen.pid
         self._popen = popen
         self._loop = loop
         self._on_exit = on_exit
+        self._own_group = own_group
         self._pidfd = os.pidfd_open(popen.pid)
         loop.add_reader(self._pidfd, self._exited)
 
     def kill(self) -> None:
-        """Send SIGKILL; nothing where the process has ended."""
-        if self._pidfd >= 0:
+        """Send SIGKILL, to its group where it has one of its own; nothing where the process has ended."""
+        if self._pidfd >= 0 and self._own_group:
+            # Its pid, and so the number of the group, is its own until it was waited for.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        elif self._pidfd >= 0:
             # To the pidfd: a pid could be a stranger's by now.
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -41,6 +55,8 @@ class Process:
                 return
 
     def _exited(self) -> None:
+        if self._own_group:  # what it leaves behind: until it was waited for, the number is its own
+            self.kill()
         status = self._popen.wait()
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -55,7 +71,7 @@ def spawn_worker(
 
     Args:
         own_group: In a process group of its own: a Ctrl-C in the terminal, which a program would take for its own, then
-            reaches the primary alone.
+            reaches the primary alone. What the worker has started is killed with it.
 
     Raises:
         OSError: The system has no process or no descriptor left.
@@ -78,7 +94,7 @@ def spawn_worker(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
     try:
-        return Process(popen, loop, on_exit), ours
+        return Process(popen, loop, on_exit, own_group=own_group), ours
     except OSError:  # no descriptor left for its pidfd: nobody would see it end
         popen.kill()
         popen.wait()

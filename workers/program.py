@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -226,6 +227,8 @@ class Program:
             self._over(raised)
 
     def _over(self, raised: BaseException | None) -> int:
+        if self._forked:
+            return self._child_over(raised)
         if self._ended:
             return ExitCode.OK
         if self._server.is_ready:
@@ -240,9 +243,24 @@ class Program:
             told = "" if error is None else _reason(error)
             reason = program_faults.explain_ended(status, told, listened=bool(self._listening.asked))
             packet = BootFailed(ExitCode.NOT_STARTED, reason, "")
+        elif _is_taken(raised) and self._watch.last_bind is not None:
+            packet = BootFailed(
+                ExitCode.NOT_STARTED, program_faults.explain_taken(self._watch.last_bind), "", hopeless=True
+            )
         else:
             packet = BootFailed(ExitCode.TARGET, f"the program raised {brief(raised)}", user_traceback(raised))
         return self._not_started(packet)
+
+    def _child_over(self, raised: BaseException | None) -> int:
+        """A child that the program has forked came to the program's end: it ends as any other process."""
+        if raised is None:
+            return ExitCode.OK
+        if isinstance(raised, SystemExit):
+            raise raised
+        if not self._server.is_ready:  # else `_show` has
+            own = raised.with_traceback(_own_part(raised))
+            sys.excepthook(type(own), own, own.__traceback__)
+        return ExitCode.FAILED
 
     # Why it cannot become ready
 
@@ -295,6 +313,10 @@ def _own_part(exc: BaseException) -> Any:
     while part is not None and os.path.dirname(part.tb_frame.f_code.co_filename) == os.path.dirname(__file__):
         part = part.tb_next
     return part
+
+
+def _is_taken(exc: BaseException) -> bool:
+    return isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
 
 
 def _reason(error: OSError) -> str:

@@ -59,6 +59,12 @@ def explain(seen: Seen) -> str:
     return ""
 
 
+def explain_taken(address: Any) -> str:
+    """Return in one line why the program could not bind ``address`` by itself: another worker of it has."""
+    what = f"the program binds {show_address(address)} by itself, where something listens already"
+    return f"{what}, another worker of it perhaps: {SERVE}, or let asyncio listen"
+
+
 def explain_late(seen: Seen, limit: float, asked: Sequence[Any]) -> str:
     """Return in one line why a program is not ready after its time.
 

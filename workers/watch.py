@@ -47,6 +47,8 @@ class Watch:
         self._settled = threading.Event()
         self._suspected = False
         self._bound: list[weakref.ref[socket.socket]] = []
+        self.last_bind: Any = None
+        """Address that the program wanted to bind a TCP socket to, the last time that it did so by itself."""
 
     def begin(self) -> None:
         """Watch from now on."""
@@ -76,6 +78,7 @@ class Watch:
             sock = args[0]
             if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM and isinstance(sock, socket.socket):
                 self._bound.append(weakref.ref(sock))
+                self.last_bind = args[1]
                 self._suspect()
         elif event in _STARTS or (event == "import" and args[0].startswith("multiprocessing.popen_")):
             self._suspect()

@@ -1,7 +1,8 @@
 """A program for `wscluster run`: listens where its arguments say (HOST:PORT, :PORT, unix:PATH).
 
 Each client gets a line of JSON that says who serves it, and then each of its lines back. ``listen HOST:PORT`` listens
-there too, ``exit N`` ends the program. Where an address is taken, ``or:`` and another one may follow it.
+there too, ``exit N`` ends the program, ``spawn`` starts a process that does nothing and tells its pid. Where an address
+is taken, ``or:`` and another one may follow it.
 """
 
 import asyncio
@@ -39,6 +40,9 @@ class Lines:
                     await self.listen(rest)
                 elif word == "exit":
                     self.over.set_result(int(rest))
+                elif word == "spawn":
+                    process = await asyncio.create_subprocess_exec("sleep", "600")
+                    line = f"{process.pid}\n".encode()
                 writer.write(line)
             writer.close()
 

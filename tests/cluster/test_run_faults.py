@@ -1,5 +1,6 @@
 """What the command line says of programs that cannot be served: one line, and the user's own traceback alone."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,38 @@ def test_a_program_that_ends_at_once_is_told_its_status(tmp_path: Path) -> None:
     done = cli("run", "--workers", "1", "server.py", folder=tmp_path)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == "wscluster: the program ended (status 9) before it listened anywhere"
+
+
+def test_a_program_that_accepts_by_itself_is_told_what_to_do_by_each_of_its_workers(tmp_path: Path) -> None:
+    """The first worker has the port, and waits; the second one cannot bind it."""
+    (tmp_path / "server.py").write_text(
+        "import socket, sys\n"
+        "server = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "while True:\n"
+        "    server.accept()\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cli("run", "--workers", "1", "server.py", str(port), folder=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"wscluster: the program binds 127.0.0.1:{port} by itself, where something listens already, another worker of "
+        "it perhaps: use `wscluster serve module:app`, or let asyncio listen\n"
+    )
+
+
+def test_a_child_that_a_program_forks_ends_as_any_other_process(tmp_path: Path) -> None:
+    """It may fall through to the program's end: that is not the worker's, which still says why it was not ready."""
+    (tmp_path / "server.py").write_text(
+        "import os, sys\n"
+        "if os.fork() == 0:\n"
+        "    print('in the child', flush=True)\n"
+        "else:\n"
+        "    print('the child ended with', os.waitstatus_to_exitcode(os.wait()[1]), flush=True)\n"
+        "    sys.exit(5)\n"
+    )
+    done = cli("run", "--workers", "1", "server.py", folder=tmp_path)
+    assert done.returncode == 3
+    assert "the child ended with 0" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "wscluster: the program ended (status 5) before it listened anywhere"

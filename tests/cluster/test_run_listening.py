@@ -219,6 +219,18 @@ def test_no_worker_outlives_a_primary_that_was_killed() -> None:
     run(main())
 
 
+def test_a_program_that_is_killed_takes_its_processes_along() -> None:
+    async def main() -> None:
+        async with Cluster.run(PROGRAM, "127.0.0.1:0", workers=1, graceful_timeout=60) as cluster:
+            async with client("127.0.0.1", cluster.port) as one:
+                child = int(await one.ask("spawn"))
+                assert is_alive(child)
+                await cluster.stop(force=True)
+            await wait_gone([child])
+
+    run(main())
+
+
 def test_a_program_that_ends_by_itself_is_started_again() -> None:
     async def main() -> None:
         async with Cluster.run(PROGRAM, "127.0.0.1:0") as cluster:

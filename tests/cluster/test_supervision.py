@@ -37,7 +37,7 @@ def test_a_kill_that_comes_too_late_reaches_nobody(reaped: bool) -> None:
 
     async def main() -> None:
         ended = asyncio.get_running_loop().create_future()
-        process = Process(popen, asyncio.get_running_loop(), ended.set_result)
+        process = Process(popen, asyncio.get_running_loop(), ended.set_result, own_group=False)
         if reaped:
             assert await ended == -signal.SIGTERM
             assert not psutil.pid_exists(popen.pid)
