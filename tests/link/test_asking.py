@@ -175,6 +175,26 @@ def test_a_unix_path_gets_the_mode_that_the_programs_umask_leaves_and_is_removed
     run(main())
 
 
+def test_the_kernel_queues_what_the_program_or_the_flag_says_whichever_is_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with primary() as one:
+            one.listening.start()
+            for backlog, expected in ((1, 5), (8, 8)):
+                path = str(tmp_path / f"{backlog}.sock")
+                await one.ask("", path=path, backlog=backlog)
+                clients = [socket.socket(socket.AF_UNIX) for _ in range(expected + 2)]
+                for sock in clients:
+                    sock.setblocking(False)
+                for sock in clients[:-1]:  # Linux queues one more than it is told
+                    sock.connect(path)
+                with pytest.raises(BlockingIOError):
+                    clients[-1].connect(path)
+                for sock in clients:
+                    sock.close()
+
+    run(main())
+
+
 def test_a_name_in_the_abstract_namespace_is_listened_on() -> None:
     async def main() -> None:
         async with primary() as one:
