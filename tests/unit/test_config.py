@@ -16,12 +16,13 @@ from wscluster.config import (
     ConfigError,
     flag_of,
     from_json,
+    knows,
     option_fields,
     to_json,
     value_for,
 )
 from wscluster.handshake_options import FUNCTIONS
-from wscluster.options import parse_value
+from wscluster.options import default_text, parse_value
 from wscluster.sources import Sources, flag_values
 from wscluster.sources import resolve as resolve_sources
 from wscluster.urls import find_url_fault, hide_password
@@ -414,3 +415,18 @@ def test_a_url_that_can_be_read_has_no_fault(url: str) -> None:
 @pytest.mark.parametrize("text", ["", " ", ",", " , "])
 def test_an_empty_list_is_a_fault_and_never_turns_a_check_off(name: str, text: str) -> None:
     assert faults({name: text}) == [f"{flag_of(name)} {text!r}: at least one is wanted"]
+
+
+def test_a_default_is_told_in_words_and_by_the_kind_of_target() -> None:
+    told = {name: default_text(item) for name, (_, item) in option_fields().items()}
+    assert told["ws_max_size"] == "1048576 for handlers, 16777216 for ASGI"
+    assert told["access_log"] == "false for handlers, true for ASGI"
+    assert (told["workers"], told["port"], told["redis_url"], told["bind"]) == ("auto", "8000", "", "")
+
+
+def test_a_value_that_was_given_counts_for_every_kind_of_target() -> None:
+    given = resolve(TARGET, {"ws_max_size": "77"}, {}).websocket
+    assert {value_for(kind, given, "ws_max_size") for kind in ("handlers", "ASGI")} == {77}
+    assert [knows(verb, "port") for verb in ("serve", "run")] == [True, False]
+    assert [knows(verb, "workers") for verb in ("serve", "run")] == [True, True]
+    assert [knows(verb, "ssl_certfile") for verb in ("serve", "run")] == [True, False]

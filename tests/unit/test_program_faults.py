@@ -8,6 +8,7 @@ from wscluster.workers.program_faults import (
     explain_difference,
     explain_ended,
     explain_late,
+    explain_taken,
     show_address,
 )
 
@@ -81,3 +82,9 @@ def test_a_worker_that_listens_elsewhere_is_told_where_the_others_do() -> None:
 )
 def test_an_address_is_shown_as_a_person_writes_it(address: object, shown: str) -> None:
     assert show_address(address) == shown
+
+
+def test_a_port_that_the_program_cannot_bind_by_itself_is_named() -> None:
+    told = explain_taken(("127.0.0.1", 80))
+    assert told.startswith("the program binds 127.0.0.1:80 by itself, where something listens already")
+    assert "wscluster serve module:app" in told
