@@ -52,6 +52,8 @@ class FleetLives(RuleBasedStateMachine):
         self.given_up: set[int] = set()
         self.listens = self.stop_listens = self.finishes = 0
         self.stopped = False
+        self.decided: int | None = None
+        """The exit code that was certain before a stop was asked for, while killed workers were still to end."""
         self.reload: int | None = None
         self.owes_another = False
         self.phases: list[int] = [1]
@@ -60,6 +62,7 @@ class FleetLives(RuleBasedStateMachine):
     def give(self, event: Event) -> list[Command]:
         if isinstance(event, StopAsked | StopForced):
             self.stopped = True
+            self.decided = self.decided or self.fleet.exit_code
         if isinstance(event, Exited):
             del self.alive[event.worker]
         if isinstance(event, BecameReady) and event.worker not in self.killed:
@@ -141,7 +144,7 @@ class FleetLives(RuleBasedStateMachine):
                 self.stop_listens += 1
             case Finish(exit_code):
                 assert not self.alive
-                assert not self.stopped or exit_code in (ExitCode.OK, ExitCode.TARGET)
+                assert not self.stopped or exit_code in (ExitCode.OK, ExitCode.TARGET, self.decided)
                 assert self.stopped or not self.patient
                 self.finishes += 1
 
