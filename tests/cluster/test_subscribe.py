@@ -24,6 +24,11 @@ async def enter(ws: Any, *rooms: Any, **options: Any) -> str:
     return str(await ws.recv())
 
 
+async def wait_heard(ws: Any, position: str) -> None:
+    while json.loads(await ws.recv())["position"] != position:
+        pass
+
+
 def test_messages_of_several_rooms_come_with_their_positions_and_types_until_the_worker_drains() -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -48,13 +53,18 @@ def test_messages_of_several_rooms_come_with_their_positions_and_types_until_the
 
 def test_too_slow_the_oldest_are_dropped_and_a_gap_comes_in_their_place() -> None:
     async def main() -> None:
-        async with Cluster(HEAR, workers=1) as cluster, cluster.connect() as ws:
+        async with Cluster(HEAR, workers=1) as cluster, cluster.connect() as ws, cluster.connect() as other:
             assert await enter(ws, "lobby", max_queue=3) == "entered"
+            assert await enter(other, "lobby") == "entered"
+            await other.send("all")
             async with wscluster.Publisher(control_socket=str(cluster.control_socket)) as publisher:
                 positions = [await publisher.publish("lobby", str(number)) for number in range(4)]
+                # A publish is answered before the worker has heard it: what one of its subscribers has, the other has.
+                await wait_heard(other, positions[-1])
                 await ws.send("next")
                 assert json.loads(await ws.recv())["before"] == positions[1]
                 positions += [await publisher.publish("lobby", str(number)) for number in range(4, 10)]
+                await wait_heard(other, positions[-1])
                 await ws.send("next")
                 gap = json.loads(await ws.recv())
                 assert gap["before"] == positions[7]
