@@ -10,7 +10,7 @@ from typing import Any
 
 import wscluster
 from wscluster.config import Config
-from wscluster.gateway.control import InvalidRequest, Request
+from wscluster.gateway.control import InvalidRequest, Request, Tell
 from wscluster.gateway.crew import Crew
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.fleet_words import State
@@ -36,8 +36,8 @@ class Answers:
     force: Callable[[], None]
     finished: asyncio.Future[int]
 
-    async def answer(self, request: Request) -> Any:
-        """Return what is sent back for ``request``.
+    async def answer(self, request: Request, _tell: Tell) -> Any:
+        """Return what is sent back for ``request``; what takes long tells how far it has come.
 
         Raises:
             InvalidRequest: There is no such verb; the text goes back to the caller.

@@ -1,6 +1,7 @@
 """The control socket: one JSON object a line in, one a line out, for the same user only.
 
-``{"verb": "status"}`` is answered with ``{"ok": true, "result": …}`` or ``{"ok": false, "error": "…"}``.
+``{"verb": "status"}`` is answered with ``{"ok": true, "result": …}`` or ``{"ok": false, "error": "…"}``. What takes
+longer may send lines ``{"progress": {…}}`` before.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from wscluster.errors import StartError
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
+MAX_UNREAD_BYTES = 256 * 1024
+"""Progress that a caller has not read; beyond it no more is sent until it has."""
 ANSWER_SECONDS = 1.0
 """What a caller gets, when the primary ends, to take its last answer."""
 
 _CREDENTIALS = struct.Struct("3i")
 
 Request = dict[str, Any]
+Tell = Callable[[dict[str, Any]], bool]
+"""Sends one line of progress; False where the caller does not read, and the line was dropped."""
 logger = logging.getLogger("wscluster.primary")
 
 
@@ -39,10 +44,11 @@ class ControlServer:
 
     Args:
         path: Where; None is the default path of this process.
-        handle: Answers a request; what it raises as `InvalidRequest` is told to the caller.
+        handle: Answers a request; what it raises as `InvalidRequest` is told to the caller. Its second argument sends
+            progress before.
     """
 
-    def __init__(self, path: str | None, handle: Callable[[Request], Awaitable[Any]]) -> None:
+    def __init__(self, path: str | None, handle: Callable[[Request, Tell], Awaitable[Any]]) -> None:
         self.path = default_path(os.getpid()) if path is None else Path(path)
         self._private = path is None
         self._handle = handle
@@ -96,8 +102,7 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while self._server is not None and (line := await reader.readline()):
-                answer = json.dumps(await self._answer(line), separators=(",", ":"))
-                writer.write(answer.encode() + b"\n")
+                writer.write(_line(await self._answer(line, writer)))
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
             # ValueError: a line longer than the limit.
@@ -105,14 +110,24 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        def tell(progress: dict[str, Any]) -> bool:
+            if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                return False
+            writer.write(_line({"progress": progress}))
+            return True
+
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise InvalidRequest("a JSON object is wanted")
-            return {"ok": True, "result": await self._handle(request)}
+            return {"ok": True, "result": await self._handle(request, tell)}
         except (InvalidRequest, ValueError, RecursionError) as exc:
             return {"ok": False, "error": str(exc)}
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def _bind(path: Path) -> socket.socket:

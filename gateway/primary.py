@@ -1,4 +1,4 @@
-"""The primary: wires listener, ledger, fleet, links, bus and control socket; carries out what the pure parts decide."""
+"""The primary: wires intake, fleet, links, bus and control socket; carries out what the fleet decides."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import contextlib
 import logging
 import os
 import random
-import socket
 
-from wscluster.config import Config, flag_of, to_json
+from wscluster.config import Config, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
-from wscluster.gateway import handoff
-from wscluster.gateway.admission import Admission, make_admission
 from wscluster.gateway.answers import Answers
 from wscluster.gateway.asking import Asking
 from wscluster.gateway.binding import Bound
@@ -22,12 +19,8 @@ from wscluster.gateway.control import ControlServer
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
-from wscluster.gateway.listener import Accepted
-from wscluster.gateway.listening import Listening
-from wscluster.gateway.peek import make_peeker
-from wscluster.gateway.placement import make_chooser
+from wscluster.gateway.intake import Intake
 from wscluster.gateway.redis_server import RedisServer
-from wscluster.gateway.shed import Shedder
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
@@ -38,8 +31,6 @@ from wscluster.packets import (
     BusAt,
     Drain,
     Ended,
-    Offer,
-    Offered,
     Packet,
     Ready,
     Refused,
@@ -76,34 +67,24 @@ class Primary:
             late_hint=LISTENS_NOWHERE if config.run else "",
             patient=config.reload.reload,
         )
-        chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
-        self._ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
-        header_seconds = config.websocket.ws_open_timeout
-        self._peeker = make_peeker(config.listen, header_seconds, loop, self._accepted, self._shed_unseen)
-        self._admission = make_admission(config.listen)
-        on_batch = self._accepted if self._peeker is None else self._peeker.accept
-        self._listening = Listening(config.listen.backlog, loop, on_batch, self._shed_unseen)
-        self._listening.add(bound)
-        self._asking = Asking(loop, self._listening, self._tell_bound, self._bound)
-        self._events = EventLog(config.operate.ready_fd, loop)
-        self._shedder = Shedder(loop, tls=config.tls.ssl_certfile is not None)
-        self._bus = RedisServer(loop, self._bus_moved)
-        self._bus_at: BusAt | None = None
-        self._wants_bus: set[int] = set()
-        self._sockets: dict[int, socket.socket] = {}
-        self._last_number = 0
         self._crew = Crew(
             loop, to_json(config), self._received, self._link_ended, self._exited, own_groups=bool(config.run)
         )
+        self._intake = Intake(config, bound, loop, self._crew.send, self._arm)
+        self._asking = Asking(loop, self._intake.listening, self._tell_bound, self._bound)
+        self._events = EventLog(config.operate.ready_fd, loop)
+        self._bus = RedisServer(loop, self._bus_moved)
+        self._bus_at: BusAt | None = None
+        self._wants_bus: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
         self._answers = Answers(
             config=config,
             fleet=self._fleet,
-            ledger=self._ledger,
+            ledger=self._intake.ledger,
             crew=self._crew,
             bus=self._bus,
-            listening=self._listening,
+            listening=self._intake.listening,
             started_at=loop.time(),
             stop=self.stop,
             force=self.force,
@@ -120,13 +101,13 @@ class Primary:
             StartError: The cluster never came up; the text says why.
         """
         with contextlib.ExitStack() as at_end:
-            at_end.callback(self._shedder.close)
+            at_end.callback(self._intake.close)
             at_end.callback(self._bus.close)
-            at_end.callback(self._stop_listening)
+            at_end.callback(self._intake.stop_accepting)
             at_end.callback(self._asking.close)
             await self._control.start()
             try:
-                for name in self._listening.names:
+                for name in self._intake.listening.names:
                     self._bound(name)
                 self._step(fleet.Ticked())
                 exit_code = await self._finished
@@ -176,14 +157,13 @@ class Primary:
         self._arm()
 
     def _carry_out(self, command: fleet.Command) -> None:
-        now = self.loop.time()
         match command:
             case fleet.Spawn():
                 self._spawn(command)
             case fleet.Route(slot, worker):
-                self._hand(self._ledger.route(slot, worker))
+                self._intake.route(slot, worker)
             case fleet.Unroute(slot, worker):
-                self._hand(self._ledger.unroute(slot, worker, now))
+                self._intake.unroute(slot, worker)
             case fleet.Kill(worker, reason):
                 level = logging.DEBUG if self._fleet.exit_code is not None else logging.ERROR
                 logger.log(level, "worker %d killed: %s", worker, reason)
@@ -193,7 +173,7 @@ class Primary:
             case fleet.GiveUpSlot(slot, reason):
                 logger.error("slot %d is given up: %s", slot, reason)
                 self._boot_faults.given_up = reason
-                self._hand(self._ledger.fail_slot(slot, now))
+                self._intake.fail_slot(slot)
                 if self._fleet.patient and all(one.failed for one in self._fleet.slots):
                     logger.warning("no worker is left: the next change of a file starts them again")
             case fleet.Reloading(phase):
@@ -209,29 +189,13 @@ class Primary:
             case fleet.Listen():
                 self._listen()
             case fleet.StopListening():
-                self._hand(self._ledger.stop(now))
-                self._stop_listening()
+                self._intake.stop()
             case fleet.Finish(exit_code):
                 self._finish(exit_code)
 
-    def _hand(self, commands: list[handoff.Command]) -> None:
-        for command in commands:
-            match command:
-                case handoff.HandOff(worker, connections):
-                    fds = [self._sockets[offered.number].fileno() for offered in connections]
-                    self._crew.send(worker, Offer(connections), fds)
-                case handoff.Release(numbers):
-                    for number in numbers:
-                        self._sockets.pop(number).close()
-                case handoff.Reject(numbers):
-                    if self._admission is not None:
-                        self._admission.reject(numbers)
-                    for number in numbers:
-                        self._shedder.shed(self._sockets.pop(number))
-
     def _arm(self) -> None:
         """Wake up at the next deadline. A timer that is too early is left alone: it costs one look."""
-        deadlines = (self._fleet.next_deadline(), self._ledger.next_deadline())
+        deadlines = (self._fleet.next_deadline(), self._intake.next_deadline())
         due = min((deadline for deadline in deadlines if deadline is not None), default=None)
         if due is None or self._finished.done():
             return
@@ -245,7 +209,7 @@ class Primary:
         self._timer = None
         # What a worker has said in time is heard before it is judged, however late this process is itself.
         self._crew.receive_all()
-        self._hand(self._ledger.tick(self.loop.time()))
+        self._intake.tick()
         self._step(fleet.Ticked())
 
     def _finish(self, exit_code: int) -> None:
@@ -253,17 +217,17 @@ class Primary:
             self._fault = self._boot_faults.fault(exit_code)
         self._finished.set_result(exit_code)
 
-    # Accepting
+    # Listening
 
     def _listen(self) -> None:
         try:
-            self._listening.start()
+            self._intake.start()
         except StartError as exc:
             self._fault = exc
             logger.error("%s", exc)
             self._step(fleet.StopForced())
             return
-        names = self._listening.names
+        names = self._intake.listening.names
         # What a program speaks is its own matter.
         scheme = "" if self._config.run else "http://" if self._config.tls.ssl_certfile is None else "https://"
         logger.info(
@@ -274,7 +238,7 @@ class Primary:
             loop_name(),
             self._control.path,
         )
-        self._events.emit("ready", pid=os.getpid(), port=self._listening.port, listeners=names)
+        self._events.emit("ready", pid=os.getpid(), port=self._intake.listening.port, listeners=names)
 
     def _bound(self, name: str) -> None:
         self._events.emit("bound", listener=name)
@@ -284,35 +248,6 @@ class Primary:
     def _tell_bound(self, worker: int, packet: BoundAt) -> None:
         if worker in self._fleet.workers:  # else it has exited since it asked
             self._crew.send(worker, packet)
-
-    def _accepted(self, batch: list[Accepted]) -> None:
-        offers = []
-        for sock, host, port, listener in batch:
-            self._last_number += 1
-            if self._admission is not None and not self._admit(self._admission, sock, host):
-                continue
-            self._sockets[self._last_number] = sock
-            offers.append(Offered(self._last_number, host, port, listener))
-        self._hand(self._ledger.accept(offers, self.loop.time()))
-        if self._ledger.next_deadline() is not None:
-            self._arm()
-
-    def _admit(self, admission: Admission, sock: socket.socket, host: str) -> bool:
-        limit = admission.admit(self._last_number, host, self.loop.time())
-        if limit is None:
-            return True
-        self._shed_unseen()
-        self._shedder.shed(sock, f"over {flag_of(limit)}", "Too many connections. Try again in a second.")
-        return False
-
-    def _stop_listening(self) -> None:
-        self._listening.close()
-        if self._peeker is not None:
-            self._peeker.close()
-
-    def _shed_unseen(self) -> None:
-        self._ledger.accepted += 1
-        self._ledger.rejected += 1
 
     # Workers
 
@@ -324,25 +259,20 @@ class Primary:
             self.loop.call_soon(self._step, fleet.SpawnFailed(command.worker, random.random()))
 
     def _received(self, worker: int, packet: Packet) -> None:
-        now = self.loop.time()
         match packet:
             case Adopted(numbers):
-                if self._admission is not None:
-                    self._admission.adopt(worker, numbers)
-                self._hand(self._ledger.adopt(worker, numbers))
+                self._intake.adopt(worker, numbers)
             case Refused(numbers):
-                self._hand(self._ledger.refuse(worker, numbers, now))
-                self._arm()
+                self._intake.refuse(worker, numbers)
             case Beat(_, stats):
-                self._ledger.report(worker, stats.connections, stats.adopted)
+                self._intake.ledger.report(worker, stats.connections, stats.adopted)
                 self._step(fleet.Beaten(worker))
             case Ready():
                 self._became_ready(worker)
             case BootFailed():
                 self._boot_failed(worker, packet)
             case Ended(numbers):
-                if self._admission is not None:
-                    self._admission.end(worker, numbers)
+                self._intake.end(worker, numbers)
             case Bind() if self._config.run:
                 self._asking.ask(worker, self._crew.pid(worker), packet)
             case WantBus():
@@ -376,10 +306,7 @@ class Primary:
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:
-        if self._admission is not None:
-            self._admission.lose(worker)
-        self._hand(self._ledger.end(worker, self.loop.time()))
-        self._arm()
+        self._intake.lose(worker)
 
     # The bus
 

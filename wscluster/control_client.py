@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,25 @@ class Running:
         return {int(name.rpartition(":")[2]) for name in self.listeners if not name.startswith("unix:")}
 
 
-def ask(path: Path, verb: str, *, timeout: float | None = 10.0, **arguments: Any) -> Any:
-    """Send one request to the primary at ``path`` and return the result; ``timeout`` in seconds.
+def ask(
+    path: Path,
+    verb: str,
+    *,
+    timeout: float | None = 10.0,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Send one request to the primary at ``path`` and return the result.
+
+    Args:
+        timeout: Seconds between two lines of the answer; None waits for ever.
+        on_progress: Called with each line of progress that comes before the result.
 
     Raises:
         ControlError: Nobody answers there, or the primary refuses.
     """
     with _connect(path) as sock:
-        return _exchange(sock, path, {"verb": verb, **arguments}, timeout)
+        return _exchange(sock, path, {"verb": verb, **arguments}, timeout, on_progress)
 
 
 def stop(path: Path, *, force: bool = False) -> int:
@@ -129,23 +141,39 @@ def _connect(path: Path) -> socket.socket:
     return sock
 
 
-def _exchange(sock: socket.socket, path: Path, request: dict[str, Any], timeout: float | None) -> Any:
+def _exchange(
+    sock: socket.socket,
+    path: Path,
+    request: dict[str, Any],
+    timeout: float | None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> Any:
     sock.settimeout(timeout)
     try:
         sock.sendall(json.dumps(request).encode() + b"\n")
         with sock.makefile("rb") as answers:
-            line = answers.readline()
+            for line in answers:
+                answer = _parse(line, path)
+                if "progress" not in answer:
+                    break
+                if on_progress is not None:
+                    on_progress(answer["progress"])
+            else:
+                raise ControlError(f"the primary at {path} ended without an answer")
     except TimeoutError as exc:
         raise ControlError(f"the primary at {path} did not answer within {timeout:g} s") from exc
     except OSError as exc:
         raise ControlError(f"the primary at {path} hung up: {exc.strerror or exc}") from exc
-    if not line:
-        raise ControlError(f"the primary at {path} ended without an answer")
-    try:
-        answer = json.loads(line)
-        done = answer["ok"]
-    except (ValueError, TypeError, KeyError) as exc:
-        raise ControlError(f"what answers at {path} is no primary of wscluster") from exc
-    if not done:
+    if not answer["ok"]:
         raise ControlError(f"the primary at {path} refused: {answer['error']}")
     return answer["result"]
+
+
+def _parse(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+        if "progress" in answer or answer["ok"] or answer["error"]:
+            return dict(answer)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ControlError(f"what answers at {path} is no primary of wscluster")
