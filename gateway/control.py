@@ -7,6 +7,7 @@ longer may send lines ``{"progress": {…}}`` before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -65,6 +66,7 @@ class ControlServer:
         try:
             if self._private:
                 make_folder(self.path.parent)
+                _remove_stale(self.path.parent)
             sock = _bind(self.path)
         except (UnsafeFolder, OSError) as exc:
             raise StartError(f"control socket {self.path}: {exc}; choose another with --control-socket") from exc
@@ -145,6 +147,15 @@ def _bind(path: Path) -> socket.socket:
     finally:
         os.umask(umask)
     return sock
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the sockets that primaries of this user left behind when they were killed."""
+    for path in folder.glob("*.sock"):
+        # A primary that has bound its socket and does not listen yet refuses too: its process is there.
+        if path.stem.isdigit() and not Path(f"/proc/{path.stem}").exists():
+            with contextlib.suppress(OSError):  # whatever it is, it is in nobody's way
+                _is_served(path)
 
 
 def _is_served(path: Path) -> bool:
