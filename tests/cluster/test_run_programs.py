@@ -55,6 +55,7 @@ Ask = Callable[[Cluster, str], Awaitable[str]]
     [
         (("streams",), line_of, "hello\n"),
         (("streams", "uvloop.run"), line_of, "hello\n"),
+        (("streams", "uvloop.install"), line_of, "hello\n"),
         (("streams", "Runner"), line_of, "hello\n"),
         (("websockets_echo",), message_of, "hello"),
         (("uvicorn_app",), page_of, "{source}"),

@@ -24,6 +24,14 @@ match sys.argv[1:]:
         import uvloop
 
         uvloop.run(main())
+    case ["uvloop.install"]:
+        import warnings
+
+        import uvloop
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # it is, and many programs have it
+        uvloop.install()
+        asyncio.run(main())
     case ["Runner"]:
         import uvloop
 
