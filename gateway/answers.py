@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from wscluster.gateway.fleet_words import State
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.listening import Listening
 from wscluster.gateway.redis_server import RedisServer
+from wscluster.gateway.reloads import Outcome
 from wscluster.gateway.status import PrimaryFacts, build_status
 from wscluster.urls import hide_password
 
@@ -34,9 +35,10 @@ class Answers:
     started_at: float
     stop: Callable[[], None]
     force: Callable[[], None]
+    reload: Callable[[Tell], Awaitable[Outcome]]
     finished: asyncio.Future[int]
 
-    async def answer(self, request: Request, _tell: Tell) -> Any:
+    async def answer(self, request: Request, tell: Tell) -> Any:
         """Return what is sent back for ``request``; what takes long tells how far it has come.
 
         Raises:
@@ -48,6 +50,8 @@ class Answers:
                 return self._status()
             case {"verb": "bus"}:
                 return await self._bus_facts()
+            case {"verb": "reload"}:
+                return (await self.reload(tell)).as_json()
             case {"verb": "stop"}:
                 if request.get("force"):
                     self.force()

@@ -16,15 +16,18 @@ class BootFaults:
 
     Attributes:
         given_up: Why the last slot that was given up was so; empty while none was.
+        traceback: The last one that a worker has sent since a reload began; or empty.
     """
 
     def __init__(self) -> None:
         self.given_up = ""
+        self.traceback = ""
         self._first: StartError | None = None
         self._shown: set[str] = set()
 
     def tell(self, worker: int, packet: BootFailed, *, ever_ready: bool) -> None:
         """Show the traceback, and log the reason; before any worker was ready, keep the first one for the end."""
+        self.traceback = packet.traceback or self.traceback
         if packet.traceback and packet.traceback not in self._shown:
             self._shown.add(packet.traceback)
             sys.stderr.write(packet.traceback)
@@ -37,6 +40,7 @@ class BootFaults:
     def show_again(self) -> None:
         """The program may be another one from now on: what was shown before is shown again."""
         self._shown.clear()
+        self.traceback = ""
 
     def fault(self, exit_code: int) -> StartError:
         """Return what to say at the end of a cluster that never came up."""

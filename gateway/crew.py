@@ -22,7 +22,7 @@ class Crew:
 
     Args:
         loop: The primary's event loop.
-        config: The configuration as JSON, for every worker.
+        config: The configuration as JSON, for every worker that starts; it may be replaced.
         on_packet: Called with a worker's id and each packet of it; the figures of a `Beat` are kept before.
         on_link_end: Called once when nothing more will come from a worker.
         on_exit: Called with a worker's id, its process id and its exit status (negative: a signal), after its last
@@ -43,7 +43,7 @@ class Crew:
         self.totals = Totals()
         self.figures: dict[int, Figures] = {}
         self._loop = loop
-        self._config = config
+        self.config = config
         self._on_packet = on_packet
         self._on_link_end = on_link_end
         self._on_exit = on_exit
@@ -71,7 +71,7 @@ class Crew:
             lambda: self._on_link_end(worker),
         )
         self._links[worker] = link
-        link.send(Start(slot, worker, phase, self._config))
+        link.send(Start(slot, worker, phase, self.config))
 
     def send(self, worker: int, packet: Packet, fds: Sequence[int] = ()) -> None:
         """Send ``packet`` to ``worker``, with ``fds`` beside it: they stay open until the worker has answered."""

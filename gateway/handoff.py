@@ -95,7 +95,7 @@ class Ledger:
     def __init__(self, slots: int, chooser: Chooser, slot_wait: float, now: float) -> None:
         self._slots = [_Slot(down_since=now) for _ in range(slots)]
         self._chooser = chooser
-        self._slot_wait = slot_wait
+        self.slot_wait = slot_wait
         self._workers: dict[int, _Worker] = {}
         self._stopping = False
         self.accepted = 0
@@ -177,14 +177,14 @@ class Ledger:
         due = [
             number
             for number, slot in enumerate(self._slots)
-            if slot.worker is None and slot.queue and slot.down_since + self._slot_wait <= now
+            if slot.worker is None and slot.queue and slot.down_since + self.slot_wait <= now
         ]
         return self._empty(due, now) if due else []
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do; None where nothing waits for a slot without a worker."""
         return min(
-            (slot.down_since + self._slot_wait for slot in self._slots if slot.worker is None and slot.queue),
+            (slot.down_since + self.slot_wait for slot in self._slots if slot.worker is None and slot.queue),
             default=None,
         )
 
@@ -222,7 +222,7 @@ class Ledger:
             if slot.worker is not None:
                 if slot.worker not in pending.refused_by:
                     return number
-            elif now < slot.down_since + self._slot_wait:
+            elif now < slot.down_since + self.slot_wait:
                 if sticky:
                     return number
                 if soon is None:

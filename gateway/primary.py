@@ -7,8 +7,10 @@ import contextlib
 import logging
 import os
 import random
+from collections.abc import Callable
 
-from wscluster.config import Config, to_json
+from wscluster import logs
+from wscluster.config import Config, ConfigError, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway.answers import Answers
@@ -20,7 +22,9 @@ from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.intake import Intake
+from wscluster.gateway.reconfig import reconfigure
 from wscluster.gateway.redis_server import RedisServer
+from wscluster.gateway.reloads import Outcome, Reloads, Tell
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
@@ -51,13 +55,18 @@ class Primary:
     Args:
         config: What to serve or to run; ``fleet.workers`` is a number here.
         bound: Sockets to accept from; none for a program, which asks for its own.
+        read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
     """
 
-    def __init__(self, config: Config, bound: list[Bound], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: Config, bound: list[Bound], loop: asyncio.AbstractEventLoop, read_config: Callable[[], Config]
+    ) -> None:
         workers = config.fleet.workers
         assert workers is not None
         self.loop = loop
         self._config = config
+        self._read_config = read_config
+        self._next_config = self._last_config = config
         self._fleet = Fleet(
             workers,
             config.fleet.worker_startup_timeout,
@@ -88,11 +97,13 @@ class Primary:
             started_at=loop.time(),
             stop=self.stop,
             force=self.force,
+            reload=self.reload,
             finished=self._finished,
         )
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
         self._boot_faults = BootFaults()
+        self._reloads = Reloads(loop)
 
     async def run(self) -> int:
         """Live until every worker has exited; returns the exit code.
@@ -131,14 +142,42 @@ class Primary:
         logger.info("stopping: %g s for open connections; once more ends them now", self._fleet.graceful_timeout)
         self._step(fleet.StopAsked())
 
-    def reload(self) -> None:
-        """Replace every worker by one that has the newest code, slot by slot; asked again meanwhile, once more then."""
+    def reload(self, tell: Tell | None = None) -> asyncio.Future[Outcome]:
+        """Replace every worker by one that has the newest code and configuration, slot by slot.
+
+        Asked again meanwhile, another reload follows. ``tell`` gets the progress; what is returned gets the outcome.
+        """
         if self._fleet.exit_code is not None:
-            logger.warning("not reloaded: everything is about to end")
-            return
+            return self._not_reloaded("everything is about to end")
+        try:
+            self._next_config, kept = reconfigure(self._config, self._read_config())
+        except ConfigError as exc:
+            return self._not_reloaded("; ".join(exc.problems))
+        for line in kept:
+            logger.warning("the configuration has changed: %s", line)
         if self._fleet.rolling is not None:
             logger.info("a reload is under way: another one follows it")
+        outcome = self._reloads.wait(self._fleet.newest_phase + 1, tuple(kept), tell)
         self._step(fleet.ReloadAsked())
+        return outcome
+
+    def _not_reloaded(self, reason: str) -> asyncio.Future[Outcome]:
+        logger.error("not reloaded: %s", reason)
+        phase = self._fleet.newest_phase + 1
+        self._events.emit("reload_failed", phase=phase, reason=reason, switched=[])
+        refused: asyncio.Future[Outcome] = self.loop.create_future()
+        refused.set_result(Outcome(phase, reason))
+        return refused
+
+    def _configure(self, config: Config) -> None:
+        """Let ``config`` hold from now on, for workers that start and for this process."""
+        self._config = config
+        self._crew.config = to_json(config)
+        self._fleet.startup_timeout = config.fleet.worker_startup_timeout
+        self._fleet.beat_timeout = config.fleet.timeout_worker_healthcheck
+        self._fleet.graceful_timeout = config.fleet.graceful_timeout
+        self._intake.ledger.slot_wait = config.placement.slot_wait
+        logs.set_level(config.operate.log_level)
 
     def force(self) -> None:
         """End now: every worker is killed."""
@@ -179,13 +218,18 @@ class Primary:
             case fleet.Reloading(phase):
                 logger.info("reloading, phase %d", phase)
                 self._boot_faults.show_again()
+                self._last_config = self._config
+                self._configure(self._next_config)
             case fleet.Reloaded(phase):
                 logger.info("reloaded: every worker is of phase %d", phase)
                 self._events.emit("reloaded", phase=phase)
+                self._reloads.ended(Outcome(phase))
             case fleet.ReloadFailed(phase, reason, switched):
                 slots = f"slots {', '.join(map(str, switched))} have" if switched else "no slot has"
                 logger.error("the reload of phase %d has failed, %s a worker of it: %s", phase, slots, reason)
                 self._events.emit("reload_failed", phase=phase, reason=reason, switched=list(switched))
+                self._reloads.ended(Outcome(phase, reason, self._boot_faults.traceback, switched))
+                self._configure(self._last_config)  # what broke it must not stay for who is started next
             case fleet.Listen():
                 self._listen()
             case fleet.StopListening():
@@ -215,6 +259,7 @@ class Primary:
     def _finish(self, exit_code: int) -> None:
         if exit_code in (ExitCode.NOT_STARTED, ExitCode.TARGET):
             self._fault = self._boot_faults.fault(exit_code)
+        self._reloads.end_all("everything has ended meanwhile")
         self._finished.set_result(exit_code)
 
     # Listening
@@ -287,6 +332,7 @@ class Primary:
         pid = self._crew.pid(worker)
         logger.info("worker %d ready in slot %d, pid %d", worker, known.slot, pid)
         self._events.emit("worker_ready", slot=known.slot, pid=pid, phase=known.phase)
+        self._reloads.progress(known.phase, known.slot, len(self._fleet.slots))
         self._step(fleet.BecameReady(worker))
 
     def _boot_failed(self, worker: int, packet: BootFailed) -> None:

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from wscluster import logs
@@ -24,16 +24,19 @@ from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
 
-IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """Signals that mean something to other servers, and whose default would end or stop the primary."""
 
 logger = logging.getLogger("wscluster.primary")
 
 
-def run(config: Config) -> int:
+def run(config: Config, read_config: Callable[[], Config]) -> int:
     """Serve until somebody stops it; returns the exit code (README, exit codes).
 
     Call it from the main thread: it installs signal handlers, and the workers die with the thread that started them.
+
+    Args:
+        read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
 
     Raises:
         StartError: It could not start; the text is one line for a person.
@@ -51,13 +54,13 @@ def run(config: Config) -> int:
     inherited = take_inherited(_addresses(config))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            return runner.run(_live(config, inherited))
+            return runner.run(_live(config, inherited, read_config))
         finally:
             for bound in inherited.values():
                 bound.close()
 
 
-async def _live(config: Config, inherited: dict[int, Bound]) -> int:
+async def _live(config: Config, inherited: dict[int, Bound], read_config: Callable[[], Config]) -> int:
     loop = asyncio.get_running_loop()
     primary: Primary | None = None
     stop_asked = asyncio.Event()
@@ -83,6 +86,7 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
         if primary is not None:
             primary.reload()
 
+    loop.add_signal_handler(signal.SIGHUP, reload)
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
@@ -92,7 +96,7 @@ async def _live(config: Config, inherited: dict[int, Bound]) -> int:
             for one in bound:
                 one.close()
             return ExitCode.OK
-        primary = Primary(config, bound, loop)
+        primary = Primary(config, bound, loop, read_config)
         if os.getpid() == 1:
             OrphanReaper(loop, primary.child_pids)
         return await primary.run()

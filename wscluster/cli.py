@@ -16,7 +16,7 @@ from wscluster.control_client import ControlError, ask, find, stop
 from wscluster.errors import BusUnavailable, ExitCode, StartError
 from wscluster.launch import run_primary
 from wscluster.options import default_text
-from wscluster.settings import Settings, read_settings
+from wscluster.settings import SettingsSource
 from wscluster.sources import flag_values
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
@@ -142,17 +142,16 @@ def cli() -> None:
 @click.option("--print-config", is_flag=True, help="Print every value and where it comes from, and exit.")
 def serve_command(target: str | None, config: tuple[str, ...], print_config: bool, **flags: tuple[str, ...]) -> int:
     """Serve TARGET, a handler `module:attribute`, on every core."""
-    return _serve(_settings(target, config, flags), print_config)
+    return _serve(_source(target, config, flags), print_config)
 
 
-def _serve(settings: Settings, print_config: bool) -> int:
+def _serve(source: SettingsSource, print_config: bool) -> int:
     if print_config:
         from wscluster.config_text import show_config
 
-        print(show_config(settings.resolved), end="")
+        print(show_config(source.read().resolved), end="")
         return ExitCode.OK
-    settings.set_variables()
-    return run_primary(settings.resolved.config)
+    return run_primary(source)
 
 
 @cli.command("run", epilog=EPILOG, context_settings={"allow_interspersed_args": False})
@@ -175,7 +174,7 @@ def run_command(
         wanted = "the name of a module behind -m" if module else "a program, such as `wscluster run server.py`"
         raise click.UsageError(f"nothing to run: give {wanted}", click.get_current_context())
     given = {name: texts for name, texts in flags.items() if knows("run", name)}
-    return _serve(_settings(None, config, given, ("-m", *program) if module else program), print_config)
+    return _serve(_source(None, config, given, ("-m", *program) if module else program), print_config)
 
 
 @cli.command("check", epilog=EPILOG)
@@ -189,9 +188,7 @@ def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **
     """
     from wscluster.check import check
 
-    settings = _settings(target, config, flags)
-    settings.set_variables()
-    report = check(settings.resolved.config)
+    report = check(_source(target, config, flags).read_config())
     sys.stderr.write(report.traceback)
     for fault in report.faults:
         _fail(fault, report.exit_code)
@@ -202,12 +199,12 @@ def check_command(target: str | None, config: tuple[str, ...], as_json: bool, **
     return report.exit_code
 
 
-def _settings(
+def _source(
     target: str | None, config: tuple[str, ...], flags: dict[str, tuple[str, ...]], program: tuple[str, ...] = ()
-) -> Settings:
+) -> SettingsSource:
     if len(config) > 1:
         raise ConfigError(["--config: it was given twice, and names one file"])
-    return read_settings(target, flag_values(flags), os.environ, config[0] if config else None, program)
+    return SettingsSource(target, flag_values(flags), config[0] if config else None, program)
 
 
 @cli.command("status")
@@ -231,6 +228,19 @@ def status_command(control_socket: str | None, pid: int | None, port: int | None
 def stop_command(control_socket: str | None, pid: int | None, port: int | None, force: bool) -> int:
     """Stop the cluster: close every connection, wait until all processes have ended."""
     return stop(find(control_socket, pid, port), force=force)
+
+
+@cli.command("reload")
+@_find_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reload_command(control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+    """Replace every worker by one with the newest code and configuration, slot by slot; wait for the outcome.
+
+    The exit code is 1 where it has failed: the workers that were not replaced serve on.
+    """
+    from wscluster.reload_verb import reload
+
+    return reload(find(control_socket, pid, port), as_json=as_json)
 
 
 @cli.command("publish")

@@ -21,34 +21,40 @@ MAX_INT = 2**31 - 1
 class Listen:
     """Where the primary accepts."""
 
-    host: str = option("127.0.0.1", "Address to listen on.", metavar="HOST", only="serve")
+    host: str = option("127.0.0.1", "Address to listen on.", metavar="HOST", only="serve", fixed=True)
     port: int = option(
-        8000, "Port to listen on; 0 lets the kernel choose.", env=("PORT",), low=0, high=65535, only="serve"
+        8000, "Port to listen on; 0 lets the kernel choose.", env=("PORT",), low=0, high=65535, only="serve", fixed=True
     )
     bind: tuple[str, ...] = option(
         (), "HOST:PORT, [V6]:PORT, unix:PATH or fd:N to listen on, instead of --host and --port; repeatable.",
-        metavar="ADDRESS", only="serve",
+        metavar="ADDRESS", only="serve", fixed=True
     )  # fmt: skip
     uds: str | None = option(
-        None, "Path of a Unix socket to listen on, instead of --host and --port.", metavar="PATH", only="serve"
+        None,
+        "Path of a Unix socket to listen on, instead of --host and --port.",
+        metavar="PATH",
+        only="serve",
+        fixed=True,
     )
     fd: int | None = option(
         None, "Number of an open, bound socket to listen on, instead of --host and --port.", low=0, high=MAX_INT,
-        only="serve",
+        only="serve", fixed=True
     )  # fmt: skip
-    backlog: int = option(2048, "Connections that the kernel queues until they are accepted.", low=1, high=MAX_INT)
+    backlog: int = option(
+        2048, "Connections that the kernel queues until they are accepted.", low=1, high=MAX_INT, fixed=True
+    )
     proxy_protocol: str = option(
-        "off", "PROXY protocol that a balancer in front speaks.", choices=("off", "v1", "v2", "auto")
+        "off", "PROXY protocol that a balancer in front speaks.", choices=("off", "v1", "v2", "auto"), fixed=True
     )
     proxy_allow_from: tuple[str, ...] = option(
-        ("127.0.0.0/8", "::1/128"), "Networks whose PROXY headers are believed.", metavar="CIDR,...",
+        ("127.0.0.0/8", "::1/128"), "Networks whose PROXY headers are believed.", metavar="CIDR,...", fixed=True
     )  # fmt: skip
-    limit_connections: int | None = option(None, "Connections that may be open; one more gets 503.", low=1)
+    limit_connections: int | None = option(None, "Connections that may be open; one more gets 503.", low=1, fixed=True)
     limit_connections_per_ip: int | None = option(
-        None, "Connections of one address that may be open; one more gets 503.", low=1
+        None, "Connections of one address that may be open; one more gets 503.", low=1, fixed=True
     )
     limit_connect_rate_per_ip: int | None = option(
-        None, "Connections that one address may begin in a second; one more gets 503.", low=1
+        None, "Connections that one address may begin in a second; one more gets 503.", low=1, fixed=True
     )
 
 
@@ -58,7 +64,7 @@ class Fleet:
 
     workers: int | None = option(
         None, "Number of workers; auto counts the CPUs that this process may use.", metavar="N|auto",
-        env=("WEB_CONCURRENCY",), low=1, high=1024,
+        env=("WEB_CONCURRENCY",), low=1, high=1024, fixed=True
     )  # fmt: skip
     graceful_timeout: float = option(
         30.0, "Seconds that open connections get to end at a stop.", metavar="SECONDS", low=0, duration=True
@@ -76,10 +82,10 @@ class Fleet:
 class Placement:
     """Which worker gets a connection."""
 
-    sticky: str = option("ip", "What keeps a client on one worker.", choices=("ip", "none"))
+    sticky: str = option("ip", "What keeps a client on one worker.", choices=("ip", "none"), fixed=True)
     balance: str | None = option(
         None, "How connections are spread with --sticky none.  [default: least-connections]",
-        choices=("least-connections", "round-robin", "random"),
+        choices=("least-connections", "round-robin", "random"), fixed=True
     )  # fmt: skip
     slot_wait: float = option(
         2.0, "Seconds that connections wait for a slot without a worker.", metavar="SECONDS", low=0, duration=True
@@ -91,9 +97,13 @@ class Bus:
     """How rooms reach the other workers."""
 
     redis_url: str | None = option(
-        None, "Redis or Valkey to use as the bus; without it a private one.", metavar="URL", env=("REDIS_URL",)
+        None,
+        "Redis or Valkey to use as the bus; without it a private one.",
+        metavar="URL",
+        env=("REDIS_URL",),
+        fixed=True,
     )
-    redis_prefix: str = option("wscluster", "Begins the name of every key and channel.", metavar="PREFIX")
+    redis_prefix: str = option("wscluster", "Begins the name of every key and channel.", metavar="PREFIX", fixed=True)
     bus_timeout: float = option(
         5.0, "Seconds after which a publish or join fails.", metavar="SECONDS", above=0, duration=True
     )
@@ -200,18 +210,18 @@ class Asgi:
 class Reload:
     """Reloading while somebody writes the program."""
 
-    reload: bool = option(False, "Reload when a file changes.", switch=True)
+    reload: bool = option(False, "Reload when a file changes.", switch=True, fixed=True)
     reload_dir: tuple[str, ...] = option(
-        (), "Folder that is watched, instead of the current one and --app-dir; repeatable.", metavar="DIR"
+        (), "Folder that is watched, instead of the current one and --app-dir; repeatable.", metavar="DIR", fixed=True
     )
     reload_include: tuple[str, ...] = option(
-        (), "Pattern of files, or folder, that is watched beside *.py; repeatable.", metavar="GLOB"
+        (), "Pattern of files, or folder, that is watched beside *.py; repeatable.", metavar="GLOB", fixed=True
     )
     reload_exclude: tuple[str, ...] = option(
-        (), "Pattern of files, or folder, that is not watched; repeatable.", metavar="GLOB"
+        (), "Pattern of files, or folder, that is not watched; repeatable.", metavar="GLOB", fixed=True
     )
     reload_delay: float = option(
-        0.25, "Seconds in which changes of files are one.", metavar="SECONDS", low=0, duration=True
+        0.25, "Seconds in which changes of files are one.", metavar="SECONDS", low=0, duration=True, fixed=True
     )
 
 
@@ -226,9 +236,11 @@ class Operate:
         None, "Log a line for each request, or for each WebSocket and its end.", switch=True, only="serve",
         kinds={"handlers": False, "ASGI": True},
     )  # fmt: skip
-    ready_fd: int | None = option(None, "File descriptor that gets one JSON object a line for each event.", low=0)
+    ready_fd: int | None = option(
+        None, "File descriptor that gets one JSON object a line for each event.", low=0, fixed=True
+    )
     control_socket: str | None = option(
-        None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH"
+        None, "Path of the control socket.  [default: PID.sock in a private folder]", metavar="PATH", fixed=True
     )
     interface: str = option("auto", "What the target is.", choices=("auto", "handler", "asgi"), only="serve")
     app_dir: str = option(".", "Folder from which the target is imported.", metavar="DIR", only="serve")

@@ -13,24 +13,26 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from wscluster.config import Config, knows, option_fields
+from wscluster.config import knows, option_fields
 from wscluster.errors import ExitCode, StartError
-from wscluster.settings import read_settings
+from wscluster.settings import SettingsSource
 from wscluster.sources import argument_values
 
 
-def run_primary(config: Config) -> int:
-    """Serve ``config.target``, or run ``config.run``, until somebody stops it; returns the exit code.
+def run_primary(source: SettingsSource) -> int:
+    """Serve a target or run a program, as ``source`` says, until somebody stops it; returns the exit code.
 
     Raises:
+        ConfigError: The configuration makes no sense.
         StartError: It could not start; ``exit_code`` is 4 where the file of a program is not there.
     """
-    from wscluster.gateway.run import run
-
+    config = source.read_config()
     if config.run and config.run[0] != "-m":
         _look_at_program(config.run[0])
 
-    return run(config)
+    from wscluster.gateway.run import run
+
+    return run(config, source.read_config)
 
 
 def serve(target: str | None = None, *, config: str | os.PathLike[str] | None = None, **options: Any) -> int:
@@ -99,11 +101,10 @@ def _start(
         raise RuntimeError(f"wscluster.{verb}() runs an event loop of its own: call it where none is running")
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     file = None if config is None else os.fsdecode(config)
-    settings = read_settings(target, argument_values(values), os.environ, file, program)
-    settings.set_variables()
+    source = SettingsSource(target, argument_values(values), file, program)
     try:
         with _signal_handlers_kept():
-            return run_primary(settings.resolved.config)
+            return run_primary(source)
     except StartError as exc:
         sys.stderr.write(f"wscluster: {' '.join(str(exc).split())}\n")
         return exc.exit_code

@@ -8,7 +8,7 @@ from typing import Any
 
 from wscluster.escaping import escape_controls, escape_lines
 
-__all__ = ["LineFormatter", "escape_controls", "guard_root", "set_up"]
+__all__ = ["LineFormatter", "escape_controls", "guard_root", "set_level", "set_up"]
 
 _DATE = "%Y-%m-%d %H:%M:%S"
 
@@ -76,6 +76,11 @@ def set_up(level: str, who: str) -> None:
     ours.propagate = False
     ours.setLevel(level.upper())
     logging.getLogger("wscluster.connection").addFilter(_escape_record)
+
+
+def set_level(level: str) -> None:
+    """Log from ``level`` on, from now on."""
+    logging.getLogger("wscluster").setLevel(level.upper())
 
 
 def guard_root(who: str) -> None:

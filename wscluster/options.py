@@ -30,6 +30,7 @@ def option(
     kinds: Mapping[str, Any] | None = None,
     only: str = "",
     whole: bool = False,
+    fixed: bool = False,
 ) -> Any:
     """Declare one field that a person may set.
 
@@ -38,12 +39,13 @@ def option(
     ``switch`` makes a flag of a truth value a pair: ``--access-log`` and ``--no-access-log``. A ``secret`` is never
     shown. ``kinds`` has the default for each kind of target where they differ, and ``default`` is then None. ``only``
     is the one verb that knows the field, where not both that serve do. A field of the type ``tuple[str, ...]`` is a
-    list: its flag may be repeated, and commas part what is in one text unless it is taken ``whole``.
+    list: its flag may be repeated, and commas part what is in one text unless it is taken ``whole``. What is ``fixed``
+    cannot change in a running cluster.
     """
     metadata = {
         "help": help, "metavar": metavar, "choices": choices, "env": env, "low": low, "high": high, "above": above,
         "duration": duration, "switch": switch, "secret": secret,
-        "kinds": kinds or {}, "only": only, "whole": whole,
+        "kinds": kinds or {}, "only": only, "whole": whole, "fixed": fixed,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 

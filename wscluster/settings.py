@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from wscluster.config import Config
 from wscluster.config_file import parse_config_file
 from wscluster.env_file import Variable, parse_env_file
 from wscluster.sources import Given, Resolved, Sources, find_given, resolve
@@ -25,6 +26,41 @@ class Settings:
     def set_variables(self) -> None:
         """Add the variables to the environment of this process, and so to that of its workers."""
         os.environ.update(self.variables)
+
+
+class SettingsSource:
+    """Where a configuration comes from, so that it can be read again: files may change, the command line does not.
+
+    Args:
+        target, flags, config, run: As for `read_settings`; the environment is that of now.
+    """
+
+    def __init__(
+        self, target: str | None, flags: Mapping[str, Given], config: str | None, run: tuple[str, ...] = ()
+    ) -> None:
+        self._arguments = (target, flags, dict(os.environ), config, run)
+        self._set: set[str] = set()
+
+    def read(self) -> Settings:
+        """Read everything; changes nothing.
+
+        Raises:
+            ConfigError: Something is wrong; it lists every fault.
+        """
+        return read_settings(*self._arguments)
+
+    def read_config(self) -> Config:
+        """Read everything, and let the environment have the variables of the file of variables as it is now.
+
+        Raises:
+            ConfigError: Something is wrong; it lists every fault.
+        """
+        settings = self.read()
+        for name in self._set - settings.variables.keys():
+            os.environ.pop(name, None)
+        self._set = set(settings.variables)
+        settings.set_variables()
+        return settings.resolved.config
 
 
 def read_settings(
