@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.fleet_words import State
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.listening import Listening
+from wscluster.gateway.operations import Operations
 from wscluster.gateway.redis_server import RedisServer
-from wscluster.gateway.reloads import Outcome
 from wscluster.gateway.status import PrimaryFacts, build_status
 from wscluster.urls import hide_password
 
@@ -35,7 +35,7 @@ class Answers:
     started_at: float
     stop: Callable[[], None]
     force: Callable[[], None]
-    reload: Callable[[Tell], Awaitable[Outcome]]
+    operations: Operations
     finished: asyncio.Future[int]
 
     async def answer(self, request: Request, tell: Tell) -> Any:
@@ -51,8 +51,13 @@ class Answers:
             case {"verb": "bus"}:
                 return await self._bus_facts()
             case {"verb": "reload"}:
-                return (await self.reload(tell)).as_json()
+                return (await self.operations.reload(tell)).as_json()
+            case {"verb": "scale", "slots": slots}:
+                return await self.operations.scale(slots, tell)
+            case {"verb": "drain", "slot": slot}:
+                return await self.operations.drain(slot, tell)
             case {"verb": "stop"}:
+                self.operations.watch_stop(self.finished, tell)
                 if request.get("force"):
                     self.force()
                 elif not self.fleet.stopping:

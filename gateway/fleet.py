@@ -13,6 +13,7 @@ A reload goes from slot to slot. A `candidate` starts beside the slot's worker, 
 ready, it takes the slot, and the other is drained, or killed where it was not ready either. Nothing else is started in
 the slot meanwhile. The reload ends at the first candidate that does not become ready, and where a worker that it has
 brought is lost: the slots that it has not reached keep their workers. A stop ends it too, without a word of its own.
+The replacement of a single worker goes the same way, when no reload is under way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wscluster.errors import ExitCode
-from wscluster.gateway import rolling
+from wscluster.gateway import rolling, scaling
 from wscluster.gateway.fleet_words import (
     Beaten,
     BecameReady,
@@ -35,7 +36,9 @@ from wscluster.gateway.fleet_words import (
     Kill,
     Listen,
     ReloadAsked,
+    ReplaceAsked,
     Route,
+    ScaleAsked,
     Spawn,
     SpawnFailed,
     State,
@@ -82,7 +85,8 @@ class Fleet:
     Attributes:
         phase: Of the last reload that reached every slot.
         newest_phase: Of the last reload that was begun, and of every worker that was started since: they have its code.
-        rolling: The reload that is under way.
+        rolling: The reload, or the replacement of one worker, that is under way.
+        to_replace: Workers whose replacement waits for its turn.
     """
 
     size: int
@@ -95,6 +99,8 @@ class Fleet:
     phase: int = 1
     newest_phase: int = 1
     rolling: Rolling | None = None
+    to_replace: list[ReplaceAsked] = field(default_factory=list)
+    retired_restarts: int = 0
     slots: list[Slot] = field(default_factory=list)
     workers: dict[int, Worker] = field(default_factory=dict)
     last_worker: int = 0
@@ -110,7 +116,16 @@ class Fleet:
     @property
     def restarts(self) -> int:
         """Workers that were started in place of one that had exited."""
-        return sum(max(0, slot.spawns - 1) for slot in self.slots)
+        return self.retired_restarts + sum(max(0, slot.spawns - 1) for slot in self.slots)
+
+    def slot_of(self, worker: Worker) -> Slot | None:
+        """Return the slot that is the worker's own; None where it is another's by now, or no more."""
+        slot = self.slots[worker.slot] if worker.slot < len(self.slots) else None
+        return slot if slot is not None and slot.worker == worker.id else None
+
+    def ready_slots(self) -> list[int]:
+        """Return the slots that have a ready worker."""
+        return [worker.slot for worker in self.workers.values() if worker.state is State.READY]
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Return what follows from ``event``, in the order in which it is to be done.
@@ -125,6 +140,10 @@ class Fleet:
         match event:
             case ReloadAsked():
                 rolling.reload(self, now, commands)
+            case ReplaceAsked():
+                rolling.replace(self, event, now, commands)
+            case ScaleAsked(size):
+                scaling.scale(self, size, now, commands)
             case StopAsked():
                 self._stop(commands, now)
             case StopForced():
@@ -192,7 +211,7 @@ class Fleet:
         rolling.lose(self, worker, "it ended while the reload went on", now, commands)
 
     def _kill_done(self, worker: Worker, event: Exited, now: float, commands: list[Command]) -> None:
-        if worker.ready_at is None and self.slots[worker.slot].worker == worker.id:
+        if worker.ready_at is None and self.slot_of(worker) is not None:
             self._boot_exited(worker, event, now, commands)
         else:
             self.exited(worker, event, now, commands)
@@ -201,8 +220,8 @@ class Fleet:
         worker.state = State.EXITED
         worker.deadline = None
         del self.workers[worker.id]
-        slot = self.slots[worker.slot]
-        if slot.worker != worker.id:  # it was drained or replaced, or was a candidate: the slot is another's
+        slot = self.slot_of(worker)
+        if slot is None:  # it was drained or replaced, or was a candidate
             return
         slot.worker = None
         if worker.ready_at is not None and now - worker.ready_at >= STABLE_SECONDS:
@@ -292,8 +311,7 @@ class Fleet:
     def _finish(self, exit_code: int, commands: list[Command]) -> None:
         """End with ``exit_code`` as soon as every worker is gone."""
         self.exit_code = exit_code
-        self.rolling = None
-        self._stop_listening(commands)
+        self._halt(commands)
         for worker in self.workers.values():
             if worker.state in (State.READY, State.DRAINING) or not worker.boot_error:
                 self.kill(worker, "the cluster cannot run", commands)
@@ -303,8 +321,7 @@ class Fleet:
         if self.exit_code is not None:
             return
         self.exit_code = ExitCode.OK
-        self.rolling = None
-        self._stop_listening(commands)
+        self._halt(commands)
         for worker in self.workers.values():
             if worker.state is State.READY:
                 commands.append(Unroute(worker.slot, worker.id))
@@ -316,8 +333,7 @@ class Fleet:
         self.stopping = True
         if self.exit_code is None:
             self.exit_code = ExitCode.OK
-            self.rolling = None
-            self._stop_listening(commands)
+            self._halt(commands)
         for worker in self.workers.values():
             self.kill(worker, "stop forced", commands)
 
@@ -326,7 +342,10 @@ class Fleet:
         worker.deadline = now + self.graceful_timeout + self.exit_timeout
         commands.append(DrainWorker(worker.id, code, self.graceful_timeout))
 
-    def _stop_listening(self, commands: list[Command]) -> None:
+    def _halt(self, commands: list[Command]) -> None:
+        """Nothing new begins any more."""
+        self.rolling = None
+        self.to_replace.clear()
         if self.listening:
             self.listening = False
             commands.append(StopListening())

@@ -68,6 +68,21 @@ class ReloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceAsked:
+    """``worker``, which is ready, is to be replaced by another one, which comes first; ``why`` is for the log."""
+
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleAsked:
+    """There are to be ``size`` slots."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Somebody wants the primary to stop: drain every worker."""
 
@@ -82,7 +97,8 @@ class Ticked:
     """Time has passed; also the first event of all."""
 
 
-Event = BecameReady | Beaten | BootRefused | Exited | SpawnFailed | ReloadAsked | StopAsked | StopForced | Ticked
+OfWorker = BecameReady | Beaten | BootRefused | Exited | SpawnFailed
+Event = OfWorker | ReloadAsked | ReplaceAsked | ScaleAsked | StopAsked | StopForced | Ticked
 
 # Commands
 
@@ -146,7 +162,7 @@ class Reloading:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """Every slot has a worker of ``phase``."""
+    """Every slot that was there when it began, and still is, has a worker of ``phase``."""
 
     phase: int
 
@@ -158,6 +174,39 @@ class ReloadFailed:
     phase: int
     reason: str
     switched: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacing:
+    """A worker that is to replace ``worker`` of ``slot`` is spawned next."""
+
+    slot: int
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """``worker`` is no longer the slot's: another one is."""
+
+    slot: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceFailed:
+    """Nothing took the place of ``worker``, which may serve on."""
+
+    slot: int
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """There are ``size`` slots from now on; a new one takes connections from its first `Route` on."""
+
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +236,10 @@ Command = (
     | Reloading
     | Reloaded
     | ReloadFailed
+    | Replacing
+    | Replaced
+    | ReplaceFailed
+    | Resize
     | Listen
     | StopListening
     | Finish

@@ -126,8 +126,8 @@ class Ledger:
 
     def unroute(self, slot: int, worker: int, now: float) -> list[Command]:
         """``worker`` takes nothing new; what it was offered is still its own until it answers or its link ends."""
-        state = self._slots[slot]
-        if state.worker == worker:
+        state = self._slots[slot] if slot < len(self._slots) else None  # else it was scaled away
+        if state is not None and state.worker == worker:
             state.worker = None
             state.down_since = now
         return []
@@ -161,6 +161,22 @@ class Ledger:
         """The slot was given up: nobody waits for it any more."""
         self._slots[slot].failed = True
         return self._empty([slot], now)
+
+    def resize(self, slots: int, chooser: Chooser, now: float) -> list[Command]:
+        """There are ``slots`` slots from now on, ordered by ``chooser``.
+
+        A new slot is passed over until its first `route`. What waits for one that is gone is placed again; what the
+        worker of one was offered stays that one's own until it answers or its link ends.
+        """
+        self._chooser = chooser
+        waiting = [pending for slot in self._slots[slots:] for pending in slot.queue]
+        del self._slots[slots:]
+        self._slots += [_Slot(failed=True, down_since=now) for _ in range(slots - len(self._slots))]
+        touched: set[int] = set()
+        rejected: list[int] = []
+        for pending in waiting:
+            self._place(pending, now, touched, rejected)
+        return self._commands(touched, rejected)
 
     def report(self, worker: int, connections: int, adopted: int) -> None:
         """A beat of ``worker``: its open connections, and how many it has adopted in all."""
@@ -263,6 +279,8 @@ class Ledger:
         """Offer what waits for the ``touched`` slots as far as the windows reach."""
         commands: list[Command] = []
         for number in sorted(touched):
+            if number >= len(self._slots):  # of a worker whose slot was scaled away
+                continue
             slot = self._slots[number]
             if slot.worker is None or not slot.queue:
                 continue

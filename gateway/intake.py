@@ -41,7 +41,8 @@ class Intake:
         self._loop = loop
         self._send = send
         self._arm = arm
-        chooser = make_chooser(config.placement.sticky, config.placement.balance, workers)
+        self._placement = (config.placement.sticky, config.placement.balance)
+        chooser = make_chooser(*self._placement, workers)
         self.ledger = handoff.Ledger(workers, chooser, config.placement.slot_wait, loop.time())
         header_seconds = config.websocket.ws_open_timeout
         self._peeker = make_peeker(config.listen, header_seconds, loop, self._accepted, self._shed_unseen)
@@ -91,6 +92,11 @@ class Intake:
     def fail_slot(self, slot: int) -> None:
         """The slot was given up: nobody waits for it any more."""
         self._hand(self.ledger.fail_slot(slot, self._loop.time()))
+
+    def resize(self, slots: int) -> None:
+        """There are ``slots`` slots from now on."""
+        chooser = make_chooser(*self._placement, slots)
+        self._hand(self.ledger.resize(slots, chooser, self._loop.time()))
 
     def start(self) -> None:
         """Begin to accept.

@@ -10,21 +10,20 @@ import random
 from collections.abc import Callable
 
 from wscluster import logs
-from wscluster.config import Config, ConfigError, to_json
+from wscluster.config import Config, to_json
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway import fleet_words as fleet
 from wscluster.gateway.answers import Answers
 from wscluster.gateway.asking import Asking
 from wscluster.gateway.binding import Bound
 from wscluster.gateway.boot_faults import BootFaults
-from wscluster.gateway.control import ControlServer
+from wscluster.gateway.control import ControlServer, InvalidRequest
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.intake import Intake
-from wscluster.gateway.reconfig import reconfigure
+from wscluster.gateway.operations import Operations
 from wscluster.gateway.redis_server import RedisServer
-from wscluster.gateway.reloads import Outcome, Reloads, Tell
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
@@ -65,8 +64,6 @@ class Primary:
         assert workers is not None
         self.loop = loop
         self._config = config
-        self._read_config = read_config
-        self._next_config = self._last_config = config
         self._fleet = Fleet(
             workers,
             config.fleet.worker_startup_timeout,
@@ -85,6 +82,10 @@ class Primary:
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
+        self._boot_faults = BootFaults()
+        self.operations = Operations(
+            loop, config, self._fleet, self._events, self._boot_faults, self._configure, self._step, read_config
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
         self._answers = Answers(
@@ -97,13 +98,11 @@ class Primary:
             started_at=loop.time(),
             stop=self.stop,
             force=self.force,
-            reload=self.reload,
+            operations=self.operations,
             finished=self._finished,
         )
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
-        self._boot_faults = BootFaults()
-        self._reloads = Reloads(loop)
 
     async def run(self) -> int:
         """Live until every worker has exited; returns the exit code.
@@ -142,33 +141,6 @@ class Primary:
         logger.info("stopping: %g s for open connections; once more ends them now", self._fleet.graceful_timeout)
         self._step(fleet.StopAsked())
 
-    def reload(self, tell: Tell | None = None) -> asyncio.Future[Outcome]:
-        """Replace every worker by one that has the newest code and configuration, slot by slot.
-
-        Asked again meanwhile, another reload follows. ``tell`` gets the progress; what is returned gets the outcome.
-        """
-        if self._fleet.exit_code is not None:
-            return self._not_reloaded("everything is about to end")
-        try:
-            self._next_config, kept = reconfigure(self._config, self._read_config())
-        except ConfigError as exc:
-            return self._not_reloaded("; ".join(exc.problems))
-        for line in kept:
-            logger.warning("the configuration has changed: %s", line)
-        if self._fleet.rolling is not None:
-            logger.info("a reload is under way: another one follows it")
-        outcome = self._reloads.wait(self._fleet.newest_phase + 1, tuple(kept), tell)
-        self._step(fleet.ReloadAsked())
-        return outcome
-
-    def _not_reloaded(self, reason: str) -> asyncio.Future[Outcome]:
-        logger.error("not reloaded: %s", reason)
-        phase = self._fleet.newest_phase + 1
-        self._events.emit("reload_failed", phase=phase, reason=reason, switched=[])
-        refused: asyncio.Future[Outcome] = self.loop.create_future()
-        refused.set_result(Outcome(phase, reason))
-        return refused
-
     def _configure(self, config: Config) -> None:
         """Let ``config`` hold from now on, for workers that start and for this process."""
         self._config = config
@@ -178,6 +150,13 @@ class Primary:
         self._fleet.graceful_timeout = config.fleet.graceful_timeout
         self._intake.ledger.slot_wait = config.placement.slot_wait
         logs.set_level(config.operate.log_level)
+
+    def scale(self, change: str) -> None:
+        """Have one slot more (``+1``) or less (``-1``)."""
+        try:
+            self.operations.scale(change)
+        except InvalidRequest as exc:
+            logger.warning("not scaled: %s", exc)
 
     def force(self) -> None:
         """End now: every worker is killed."""
@@ -193,6 +172,7 @@ class Primary:
     def _step(self, event: fleet.Event) -> None:
         for command in self._fleet.handle(event, self.loop.time()):
             self._carry_out(command)
+        self.operations.look()
         self._arm()
 
     def _carry_out(self, command: fleet.Command) -> None:
@@ -215,27 +195,17 @@ class Primary:
                 self._intake.fail_slot(slot)
                 if self._fleet.patient and all(one.failed for one in self._fleet.slots):
                     logger.warning("no worker is left: the next change of a file starts them again")
-            case fleet.Reloading(phase):
-                logger.info("reloading, phase %d", phase)
-                self._boot_faults.show_again()
-                self._last_config = self._config
-                self._configure(self._next_config)
-            case fleet.Reloaded(phase):
-                logger.info("reloaded: every worker is of phase %d", phase)
-                self._events.emit("reloaded", phase=phase)
-                self._reloads.ended(Outcome(phase))
-            case fleet.ReloadFailed(phase, reason, switched):
-                slots = f"slots {', '.join(map(str, switched))} have" if switched else "no slot has"
-                logger.error("the reload of phase %d has failed, %s a worker of it: %s", phase, slots, reason)
-                self._events.emit("reload_failed", phase=phase, reason=reason, switched=list(switched))
-                self._reloads.ended(Outcome(phase, reason, self._boot_faults.traceback, switched))
-                self._configure(self._last_config)  # what broke it must not stay for who is started next
             case fleet.Listen():
                 self._listen()
             case fleet.StopListening():
                 self._intake.stop()
             case fleet.Finish(exit_code):
                 self._finish(exit_code)
+            case fleet.Resize(size):
+                self._intake.resize(size)
+                self.operations.carried_out(command)
+            case _:
+                self.operations.carried_out(command)
 
     def _arm(self) -> None:
         """Wake up at the next deadline. A timer that is too early is left alone: it costs one look."""
@@ -259,7 +229,7 @@ class Primary:
     def _finish(self, exit_code: int) -> None:
         if exit_code in (ExitCode.NOT_STARTED, ExitCode.TARGET):
             self._fault = self._boot_faults.fault(exit_code)
-        self._reloads.end_all("everything has ended meanwhile")
+        self.operations.end()
         self._finished.set_result(exit_code)
 
     # Listening
@@ -312,6 +282,7 @@ class Primary:
             case Beat(_, stats):
                 self._intake.ledger.report(worker, stats.connections, stats.adopted)
                 self._step(fleet.Beaten(worker))
+                self.operations.beaten(worker, stats)
             case Ready():
                 self._became_ready(worker)
             case BootFailed():
@@ -332,7 +303,7 @@ class Primary:
         pid = self._crew.pid(worker)
         logger.info("worker %d ready in slot %d, pid %d", worker, known.slot, pid)
         self._events.emit("worker_ready", slot=known.slot, pid=pid, phase=known.phase)
-        self._reloads.progress(known.phase, known.slot, len(self._fleet.slots))
+        self.operations.became_ready(known.slot, known.phase)
         self._step(fleet.BecameReady(worker))
 
     def _boot_failed(self, worker: int, packet: BootFailed) -> None:
@@ -349,6 +320,7 @@ class Primary:
         logger.log(level, f"worker %d of slot %d, pid %d, {ended}", worker, known.slot, pid, describe_status(status))
         self._events.emit("worker_exited", slot=known.slot, pid=pid, status=status)
         self._wants_bus.discard(worker)
+        self.operations.forget(worker)
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:

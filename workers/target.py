@@ -31,7 +31,7 @@ HANDSHAKE_ONLY = tuple(
     item.name for item in fields(Handshake) if item.name not in ("proxy_headers", "forwarded_allow_ips")
 )
 """Options of the opening handshake that an ASGI app does for itself."""
-WEBSOCKET_ONLY = ("ws_message_timeout", "max_send_queue")
+WEBSOCKET_ONLY = ("ws_message_timeout", "max_send_queue", "limit_max_messages")
 """Options of a handler's WebSocket that uvicorn has no counterpart of."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import click
 
 from wscluster import __version__
 from wscluster.config import ConfigError, flag_of, knows, option_fields
-from wscluster.control_client import ControlError, ask, find, stop
+from wscluster.control_client import ControlError, ask, find
 from wscluster.errors import BusUnavailable, ExitCode, StartError
 from wscluster.launch import run_primary
 from wscluster.options import default_text
@@ -227,6 +228,8 @@ def status_command(control_socket: str | None, pid: int | None, port: int | None
 @click.option("--force", is_flag=True, help="Do not wait for open connections.")
 def stop_command(control_socket: str | None, pid: int | None, port: int | None, force: bool) -> int:
     """Stop the cluster: close every connection, wait until all processes have ended."""
+    from wscluster.operate_verbs import stop
+
     return stop(find(control_socket, pid, port), force=force)
 
 
@@ -238,9 +241,47 @@ def reload_command(control_socket: str | None, pid: int | None, port: int | None
 
     The exit code is 1 where it has failed: the workers that were not replaced serve on.
     """
-    from wscluster.reload_verb import reload
+    from wscluster.operate_verbs import reload
 
     return reload(find(control_socket, pid, port), as_json=as_json)
+
+
+class _Signed(click.Command):
+    """A command whose argument may be ``-1``, which click would take for a flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" not in args:
+            numbers = [arg for arg in args if re.fullmatch(r"-[0-9]+", arg)]
+            args = [arg for arg in args if arg not in numbers] + (["--", *numbers] if numbers else [])
+        return super().parse_args(ctx, args)
+
+
+@cli.command("scale", cls=_Signed)
+@click.argument("slots", metavar="N|+N|-N")
+@_find_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def scale_command(slots: str, control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+    """Have N slots, or N more or fewer than now; wait until new ones serve, or those that go have drained.
+
+    A new slot gets the new connections of the clients that belong to it; open connections stay where they are. The
+    last slots are the ones that go: their connections are closed with 1012.
+    """
+    from wscluster.operate_verbs import scale
+
+    if not re.fullmatch(r"[+-]?[0-9]{1,6}", slots, re.ASCII):
+        raise click.UsageError(f"{slots!r} is no number of slots: 4, +1 or -1 is wanted", click.get_current_context())
+    return scale(find(control_socket, pid, port), slots, as_json=as_json)
+
+
+@cli.command("drain")
+@click.argument("slot", type=int)
+@_find_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def drain_command(slot: int, control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+    """Replace the worker of SLOT by another one, which comes first; wait until it has drained and ended."""
+    from wscluster.operate_verbs import drain
+
+    return drain(find(control_socket, pid, port), slot, as_json=as_json)
 
 
 @cli.command("publish")

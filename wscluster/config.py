@@ -76,6 +76,16 @@ class Fleet:
     worker_startup_timeout: float = option(
         60.0, "Seconds that a worker gets to become ready.", metavar="SECONDS", above=0, duration=True
     )
+    workers_lifetime: float | None = option(
+        None,
+        "Seconds after which a worker is replaced, up to a tenth later.",
+        metavar="SECONDS",
+        above=0,
+        duration=True,
+    )
+    workers_max_rss: int | None = option(
+        None, "MiB of memory beyond which a worker is replaced.", metavar="MIB", low=1, high=1 << 24
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,9 @@ class WebSocket:
         metavar="SECONDS", low=0, duration=True,
     )  # fmt: skip
     ws_per_message_deflate: bool = option(True, "Offer compression.", metavar="true|false")
+    limit_max_messages: int | None = option(
+        None, "Incoming messages after which a worker is replaced, up to a tenth later.", low=1
+    )
     max_send_queue: int = option(
         1048576, "Unsent bytes after which a room's slow member is closed.", metavar="BYTES", low=1
     )

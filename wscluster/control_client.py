@@ -62,20 +62,21 @@ def ask(
         return _exchange(sock, path, {"verb": verb, **arguments}, timeout, on_progress)
 
 
-def stop(path: Path, *, force: bool = False) -> int:
+def stop(path: Path, *, force: bool = False, on_progress: Callable[[dict[str, Any]], None] | None = None) -> int:
     """Stop the primary at ``path``, wait until its process has ended, and return its exit code.
 
     Raises:
         ControlError: Nobody answers there, or the primary died while it was stopping.
     """
+    request = {"verb": "stop", "force": force}
     with _connect(path) as sock:
         pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if not pid:  # it is in another pid namespace: its answer is all that can be waited for
-            return int(_exchange(sock, path, {"verb": "stop", "force": force}, None)["exit_code"])
+            return int(_exchange(sock, path, request, None, on_progress)["exit_code"])
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                result = _exchange(sock, path, {"verb": "stop", "force": force}, None)
+                result = _exchange(sock, path, request, None, on_progress)
                 ended = select.poll()
                 ended.register(pidfd, select.POLLIN)
                 ended.poll(CONNECT_SECONDS * 1000)

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+from wscluster.terminal import STYLES, Console, Measurement, Table, Text
 
-STYLES = {
-    "ready": "green",
-    "starting": "yellow",
-    "draining": "yellow",
-    "killed": "red",
-    "exited": "red",
-    "failed": "red",
-}
 MIN_WIDTH = 80
 
 

@@ -54,7 +54,7 @@ def test_every_slot_has_the_new_release_when_the_verb_returns(tmp_path: Path, ki
             save(tmp_path / "app.py", source.format(word="after"))
             done = await reload(cluster, tmp_path)
             assert (done.returncode, done.stdout) == (0, "reloaded, phase 2\n"), done.stderr
-            assert done.stderr == "slot 0 reloaded, 1 of 2\nslot 1 reloaded, 2 of 2\n"
+            assert done.stderr == "1 of 2 slots reloaded\n2 of 2 slots reloaded\n"
             assert await word(cluster) == "after"
             await wait_gone(before.values())
 

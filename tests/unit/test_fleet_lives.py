@@ -22,7 +22,13 @@ from wscluster.gateway.fleet_words import (
     Reloaded,
     ReloadFailed,
     Reloading,
+    ReplaceAsked,
+    Replaced,
+    ReplaceFailed,
+    Replacing,
+    Resize,
     Route,
+    ScaleAsked,
     Spawn,
     State,
     StopAsked,
@@ -54,12 +60,23 @@ class FleetLives(RuleBasedStateMachine):
         self.stopped = False
         self.decided: int | None = None
         """The exit code that was certain before a stop was asked for, while killed workers were still to end."""
+        self.size = 3
+        self.least = 3
+        """The fewest slots that there were since the reload began."""
         self.reload: int | None = None
+        self.replacing: tuple[int, int] | None = None
+        self.event: Event = Ticked()
         self.owes_another = False
         self.phases: list[int] = [1]
         self.give(Ticked())
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a worker may start beside another one of its slot."""
+        return self.reload is not None or self.replacing is not None
+
     def give(self, event: Event) -> list[Command]:
+        self.event = event
         if isinstance(event, StopAsked | StopForced):
             self.stopped = True
             self.decided = self.decided or self.fleet.exit_code
@@ -67,7 +84,7 @@ class FleetLives(RuleBasedStateMachine):
             del self.alive[event.worker]
         if isinstance(event, BecameReady) and event.worker not in self.killed:
             self.saw[event.worker] = State.READY
-        if isinstance(event, ReloadAsked) and self.reload is not None:
+        if isinstance(event, ReloadAsked) and self.under_way:
             self.owes_another = True
         routed = dict(self.routed)
         commands = self.fleet.handle(event, self.now)
@@ -75,7 +92,8 @@ class FleetLives(RuleBasedStateMachine):
             self.check(command)
         for slot in routed.keys() - self.routed.keys():
             crashed = isinstance(event, Exited) and event.worker == routed[slot]
-            assert self.stopped or crashed or routed[slot] in self.killed, "a slot lost its worker for nothing"
+            gone = slot >= self.size
+            assert self.stopped or crashed or gone or routed[slot] in self.killed, "a slot lost its worker for nothing"
         return commands
 
     def check(self, command: Command) -> None:
@@ -83,14 +101,15 @@ class FleetLives(RuleBasedStateMachine):
         match command:
             case Spawn(slot, worker, phase):
                 assert not self.stopped
+                assert slot < self.size
                 assert worker not in self.used
                 here = [one for one in self.alive if self.alive[one] == slot and one not in self.killed]
                 here = [one for one in here if self.saw[one] is not State.DRAINING]
-                assert len(here) <= (self.reload is not None), "two workers in one slot"
+                assert len(here) <= self.under_way, "two workers in one slot"
                 rolling = self.fleet.rolling
                 if rolling is not None and rolling.candidate != worker:
                     assert self.alive.get(rolling.candidate or 0) != slot, "a candidate starts there already"
-                assert slot not in self.given_up or self.reload is not None
+                assert slot not in self.given_up or self.under_way
                 assert phase == self.phases[-1]
                 self.used.add(worker)
                 self.alive[worker] = slot
@@ -102,7 +121,7 @@ class FleetLives(RuleBasedStateMachine):
                 assert worker not in self.routed.values()
                 self.killed.add(worker)
             case Route(slot, worker):
-                assert self.alive[worker] == slot
+                assert self.alive[worker] == slot < self.size
                 assert self.saw[worker] is State.READY
                 assert slot not in self.routed
                 self.routed[slot] = worker
@@ -111,7 +130,8 @@ class FleetLives(RuleBasedStateMachine):
                 assert self.routed.pop(slot) == worker
             case DrainWorker(worker, code, _):
                 assert code == (SHUTDOWN_CODE if self.stopped else RELOAD_CODE)
-                assert self.stopped or self.reload is not None
+                gone = isinstance(self.event, ScaleAsked) and self.alive[worker] >= self.size
+                assert self.stopped or self.under_way or gone
                 assert worker not in self.routed.values()
                 assert self.saw[worker] is State.READY
                 assert worker not in self.killed
@@ -122,9 +142,9 @@ class FleetLives(RuleBasedStateMachine):
                 self.given_up.add(slot)
             case Reloading(phase):
                 assert not self.stopped
-                assert self.reload is None
+                assert not self.under_way
                 assert phase == self.phases[-1] + 1, "a phase is never used again"
-                self.reload = phase
+                self.reload, self.least = phase, self.size
                 self.phases.append(phase)
                 self.owes_another = False
             case Reloaded(phase) | ReloadFailed(phase):
@@ -133,10 +153,33 @@ class FleetLives(RuleBasedStateMachine):
                 self.reload = None
                 running = {slot for slot, worker in self.routed.items() if self.fleet.workers[worker].phase == phase}
                 if isinstance(command, Reloaded):
-                    assert running == set(range(3))
+                    # A slot that has come meanwhile has the new code, and its first worker may still be starting.
+                    assert running >= set(range(self.least))
                 else:
                     assert set(command.switched) == running
                     assert command.reason
+            case Replacing(slot, worker, why):
+                assert not self.stopped
+                assert not self.under_way
+                assert self.routed[slot] == worker
+                assert why
+                self.replacing = (slot, worker)
+            case Replaced(slot, worker):
+                assert self.replacing == (slot, worker)
+                assert self.routed[slot] not in (worker, None)
+                self.replacing = None
+            case ReplaceFailed(slot, worker, reason):
+                assert self.replacing == (slot, worker)
+                assert reason
+                self.replacing = None
+            case Resize(size):
+                assert isinstance(self.event, ScaleAsked)
+                assert size == self.event.size != self.size
+                assert not [slot for slot in self.routed if slot >= size], "a slot that is gone is routed to"
+                assert size > self.size or self.routed, "nobody is left to serve"
+                self.given_up = {slot for slot in self.given_up if slot < size}
+                self.size = size
+                self.least = min(self.least, size)
             case Listen():
                 self.listens += 1
                 assert self.routed or self.saw, "somebody was ready"
@@ -192,8 +235,21 @@ class FleetLives(RuleBasedStateMachine):
 
     @rule()
     def ask_for_a_reload(self) -> None:
-        idle = self.reload is None and self.fleet.exit_code is None
+        idle = not self.under_way and self.fleet.exit_code is None
         assert [type(command) for command in self.give(ReloadAsked())][:1] == ([Reloading] if idle else [])
+
+    @rule(number=st.integers(0, 9))
+    def replace(self, number: int) -> None:
+        worker = self.pick(number, State.READY, State.DRAINING, State.STARTING)
+        if worker is not None:
+            commands = self.give(ReplaceAsked(worker, "it is old"))
+            ready = self.fleet.exit_code is None and worker in self.routed.values()
+            assert not commands or (ready and isinstance(commands[0], Replacing))
+
+    @rule(size=st.sampled_from([0, 1, 1, 2, 2, 3, 4, 5, 2000]))
+    def scale(self, size: int) -> None:
+        self.give(ScaleAsked(size))
+        assert 1 <= self.size <= 1024
 
     @precondition(lambda self: self.fleet.rolling is not None)
     @rule()
@@ -239,7 +295,9 @@ class FleetLives(RuleBasedStateMachine):
         if fleet.exit_code is not None:
             assert fleet.rolling is None
             return
-        assert (fleet.rolling is None) == (self.reload is None)
+        assert (fleet.rolling is None) == (not self.under_way)
+        assert len(fleet.slots) == fleet.size == self.size
+        assert fleet.rolling is not None or not fleet.to_replace, "a replacement waits for nothing"
         assert candidates == ([] if fleet.rolling is None else [fleet.rolling.candidate])
         assert self.owes_another == (fleet.rolling is not None and fleet.rolling.again)
         for number, slot in enumerate(fleet.slots):

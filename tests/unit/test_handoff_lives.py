@@ -33,16 +33,18 @@ class LedgerLives(RuleBasedStateMachine):
         self.last_worker = 100
         self.slot_of: dict[int, int] = {}  # of each worker with a link
         self.routed: dict[int, int] = {}
-        self.down_since = dict.fromkeys(range(SLOTS), 0.0)
+        self.slots = SLOTS
+        self.down_since = dict.fromkeys(range(self.slots), 0.0)
         self.failed: set[int] = set()
         self.adopted_by: dict[int, int] = {}
         self.stopped = False
 
     @initialize(kind=st.sampled_from(["ip", "ip", "least-connections", "round-robin", "random"]))
     def begin(self, kind: str) -> None:
-        sticky, balance = ("ip", None) if kind == "ip" else ("none", kind)
-        self.chooser: Chooser = make_chooser(sticky, balance, SLOTS)
-        self.ledger = Ledger(SLOTS, self.chooser, WAIT, 0.0)
+        self.kind: tuple[str, str | None] = ("ip", None) if kind == "ip" else ("none", kind)
+        sticky, balance = self.kind
+        self.chooser: Chooser = make_chooser(sticky, balance, self.slots)
+        self.ledger = Ledger(self.slots, self.chooser, WAIT, 0.0)
 
     def teardown(self) -> None:
         """At the end of all links everything is accounted for."""
@@ -92,7 +94,7 @@ class LedgerLives(RuleBasedStateMachine):
         """The slots that may serve the connection now or soon, in no order."""
         return [
             slot
-            for slot in range(SLOTS)
+            for slot in range(self.slots)
             if slot not in self.failed
             and (
                 (self.routed[slot], number) not in self.refused
@@ -139,7 +141,7 @@ class LedgerLives(RuleBasedStateMachine):
     @rule(pick=picks)
     def route(self, pick: int) -> None:
         """Also over a worker that is still there, and to a slot that was given up, as a reload does it."""
-        slot = pick % SLOTS
+        slot = pick % self.slots
         self.failed.discard(slot)
         self.last_worker += 1
         self.slot_of[self.last_worker] = slot
@@ -193,13 +195,28 @@ class LedgerLives(RuleBasedStateMachine):
             self.down_since[slot] = self.now
         self.take(self.ledger.end(worker, self.now))
 
-    @precondition(lambda self: len(self.failed | self.routed.keys()) < SLOTS and len(self.failed) < SLOTS - 1)
+    @precondition(lambda self: len(self.failed | self.routed.keys()) < self.slots and len(self.failed) < self.slots - 1)
     @rule(pick=picks)
     def fail_slot(self, pick: int) -> None:
-        able = sorted(set(range(SLOTS)) - self.failed - self.routed.keys())
+        able = sorted(set(range(self.slots)) - self.failed - self.routed.keys())
         slot = able[pick % len(able)]
         self.failed.add(slot)
         self.take(self.ledger.fail_slot(slot, self.now))
+
+    @rule(slots=st.integers(1, 5))
+    def resize(self, slots: int) -> None:
+        """As a fleet does it: what goes takes nothing new any more, and one that stays can serve."""
+        gone = [slot for slot in self.routed if slot >= slots]
+        if not any(slot < slots for slot in self.routed):
+            return
+        for slot in gone:
+            self.take(self.ledger.unroute(slot, self.routed.pop(slot), self.now))
+        new = range(self.slots, slots)
+        self.failed = {slot for slot in self.failed if slot < slots} | set(new)
+        self.down_since = {slot: self.down_since.get(slot, self.now) for slot in range(slots)}
+        self.slots = slots
+        self.chooser = make_chooser(*self.kind, slots)
+        self.take(self.ledger.resize(slots, self.chooser, self.now))
 
     @precondition(lambda self: self.slot_of)
     @rule(pick=picks, connections=st.integers(0, 50), unread=st.integers(0, 3))
