@@ -53,11 +53,18 @@ class Admission:
             return "limit_connections_per_ip"
         if host and self._rate_per_ip is not None and not self._take(key, self._rate_per_ip, now):
             return "limit_connect_rate_per_ip"
+        self._count(number, host, key)
+        return None
+
+    def readmit(self, number: int, host: str) -> None:
+        """A connection that was admitted before has the new ``number``, whatever the limits say; the old one ends."""
+        self._count(number, host, sticky_key(host) if host else b"")
+
+    def _count(self, number: int, host: str, key: bytes) -> None:
         if self._counts:
             self._open[number] = key
             if host:
                 self._per_ip[key] += 1
-        return None
 
     def adopt(self, worker: int, numbers: Iterable[int]) -> None:
         """``worker`` has adopted these: their end is its own."""

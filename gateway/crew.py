@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,7 +22,8 @@ class Crew:
     Args:
         loop: The primary's event loop.
         config: The configuration as JSON, for every worker that starts; it may be replaced.
-        on_packet: Called with a worker's id and each packet of it; the figures of a `Beat` are kept before.
+        on_packet: Called with a worker's id, each packet of it and the descriptors that came with it, which are the
+            callee's; the figures of a `Beat` are kept before.
         on_link_end: Called once when nothing more will come from a worker.
         on_exit: Called with a worker's id, its process id and its exit status (negative: a signal), after its last
             packet and the end of its link.
@@ -34,7 +34,7 @@ class Crew:
         self,
         loop: asyncio.AbstractEventLoop,
         config: str,
-        on_packet: Callable[[int, Packet], None],
+        on_packet: Callable[[int, Packet, list[int]], None],
         on_link_end: Callable[[int], None],
         on_exit: Callable[[int, int, int], None],
         *,
@@ -100,12 +100,10 @@ class Crew:
         await self._poller.poll({worker: self._links[worker] for worker in workers})
 
     def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
-        for fd in fds:  # no packet of a worker carries any
-            os.close(fd)
         if isinstance(packet, Beat):
             self.figures[worker].update(packet.stats, self._loop.time())
             self._poller.answered(worker, packet.serial)
-        self._on_packet(worker, packet)
+        self._on_packet(worker, packet, fds)
 
     def _exited(self, worker: int, status: int) -> None:
         """The process has ended: read its last words, then forget it."""

@@ -102,6 +102,8 @@ class Ledger:
         self.adopted = 0
         self.rejected = 0
         self.placed_again = 0
+        self.returned = 0
+        """Of those that were adopted: they are adopted once more, or rejected."""
 
     # Events
 
@@ -148,6 +150,12 @@ class Ledger:
         for pending in refused:
             pending.refused_by |= {worker}
         return self._place_again(refused, {state.slot}, now)
+
+    def give_back(self, worker: int, connections: Iterable[Offered], now: float) -> list[Command]:
+        """``worker`` had adopted these, under other numbers, and they are unread: place them again, elsewhere."""
+        returned = [_Pending(offered, frozenset({worker})) for offered in connections]
+        self.returned += len(returned)
+        return self._place_again(returned, set(), now)
 
     def end(self, worker: int, now: float) -> list[Command]:
         """The link of ``worker`` has ended, and its last packet was read: what it did not adopt is unread."""

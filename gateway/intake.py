@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,6 +17,8 @@ from wscluster.gateway.peek import make_peeker
 from wscluster.gateway.placement import make_chooser
 from wscluster.gateway.shed import Shedder
 from wscluster.packets import Offer, Offered
+
+logger = logging.getLogger("wscluster.primary")
 
 
 class Intake:
@@ -65,6 +68,20 @@ class Intake:
     def refuse(self, worker: int, numbers: Iterable[int]) -> None:
         """``worker`` gives these connections back, unread."""
         self._hand(self.ledger.refuse(worker, numbers, self._loop.time()))
+        self._arm()
+
+    def take_back(self, worker: int, connections: Sequence[Offered], fds: Sequence[int]) -> None:
+        """``worker`` had adopted these and has read nothing of them: place them again; ``fds`` are their sockets."""
+        if len(fds) < len(connections):
+            logger.error("%d connections lost: no file descriptor left for them", len(connections) - len(fds))
+        offers = []
+        for offered, fd in zip(connections, fds, strict=False):
+            self._last_number += 1
+            if self._admission is not None:
+                self._admission.readmit(self._last_number, offered.host)
+            self._sockets[self._last_number] = socket.socket(fileno=fd)
+            offers.append(Offered(self._last_number, offered.host, offered.port, offered.listener))
+        self._hand(self.ledger.give_back(worker, offers, self._loop.time()))
         self._arm()
 
     def end(self, worker: int, numbers: Iterable[int]) -> None:

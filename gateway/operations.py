@@ -83,7 +83,8 @@ class Operations:
         for line in kept:
             logger.warning("the configuration has changed: %s", line)
         if self.fleet.rolling is not None:
-            logger.info("another worker is being replaced: the reload follows")
+            under_way = "a reload is under way" if self.fleet.rolling.replaces is None else "a worker is being replaced"
+            logger.info("%s: another one follows it", under_way)
         outcome = self.reloads.wait(self.fleet.newest_phase + 1, tuple(kept), tell)
         self.step(words.ReloadAsked())
         return outcome

@@ -37,6 +37,7 @@ from wscluster.packets import (
     Packet,
     Ready,
     Refused,
+    Returned,
     WantBus,
 )
 
@@ -188,7 +189,7 @@ class Primary:
                 logger.log(level, "worker %d killed: %s", worker, reason)
                 self._crew.kill(worker)
             case fleet.DrainWorker(worker, code, timeout):
-                self._crew.send(worker, Drain(code, "", timeout))
+                self._crew.send(worker, Drain(code, "", timeout, self._drain_rate()))
             case fleet.GiveUpSlot(slot, reason):
                 logger.error("slot %d is given up: %s", slot, reason)
                 self._boot_faults.given_up = reason
@@ -206,6 +207,13 @@ class Primary:
                 self.operations.carried_out(command)
             case _:
                 self.operations.carried_out(command)
+
+    def _drain_rate(self) -> float:
+        """Return what one worker may close in a second: all that drain at the same time share ``--drain-rate``."""
+        drains = sum(worker.state is fleet.State.DRAINING for worker in self._fleet.workers.values())
+        rolling = self._fleet.rolling
+        together = len(self._fleet.slots) if rolling is not None and rolling.replaces is None else drains
+        return self._config.fleet.drain_rate / max(1, together)
 
     def _arm(self) -> None:
         """Wake up at the next deadline. A timer that is too early is left alone: it costs one look."""
@@ -273,7 +281,7 @@ class Primary:
             logger.error("worker %d of slot %d cannot be started: %s", command.worker, command.slot, exc)
             self.loop.call_soon(self._step, fleet.SpawnFailed(command.worker, random.random()))
 
-    def _received(self, worker: int, packet: Packet) -> None:
+    def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
         match packet:
             case Adopted(numbers):
                 self._intake.adopt(worker, numbers)
@@ -287,6 +295,8 @@ class Primary:
                 self._became_ready(worker)
             case BootFailed():
                 self._boot_failed(worker, packet)
+            case Returned(connections):
+                self._intake.take_back(worker, connections, fds)
             case Ended(numbers):
                 self._intake.end(worker, numbers)
             case Bind() if self._config.run:

@@ -96,7 +96,7 @@ def build_status(
             "connections": sum(stats.connections for stats in live),
             "accepted": ledger.accepted,
             "rejected": ledger.rejected,
-            "adopted": ledger.adopted,
+            "adopted": ledger.adopted - ledger.returned,
             "placed_again": ledger.placed_again,
             "moved": None,
             "slow_closed": sums["slow_closed"],

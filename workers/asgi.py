@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from wscluster.asgi_options import parse_header
 from wscluster.config import Config, counts_open, value_for
@@ -16,6 +17,8 @@ from wscluster.errors import ExitCode
 from wscluster.packets import BootFailed
 from wscluster.workers.endings import Endings
 from wscluster.workers.fed_server import FedServer, FedSocket
+from wscluster.workers.giving_back import GivingBack
+from wscluster.workers.pace import paced
 from wscluster.workers.service import Figures
 from wscluster.workers.worker import WorkerFailed
 
@@ -59,6 +62,8 @@ class AsgiServer:
         self._uvicorn = _Uvicorn(_configure(app, worker.config, tls), self._loop)
         self._fed: FedServer | None = None
         self._life: asyncio.Task[None] | None = None
+        self._sent: asyncio.Future[None] = worker.loop.create_future()
+        self._giving_back = GivingBack(worker.link, self._all_sent)
 
     # What the link asks
 
@@ -110,19 +115,31 @@ class AsgiServer:
             reason = f"the app's lifespan failed: {said[-1].strip()}" if said else "the app's lifespan failed"
         raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, caught))
 
-    async def drain(self, code: int, timeout: float) -> bool:
+    async def drain(self, code: int, timeout: float, rate: float = 0.0) -> bool:
         """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012.
 
         What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
         Returns False where the app has not come to its end. With the ``code`` 1012 another worker is here for those who
-        come back, and clients that have just connected get a moment for their first request.
+        come back: connections of which nothing was read go to it as they are, and clients that are just beginning get
+        a moment for their first request. Every response tells from now on that the connection ends with it.
+
+        Args:
+            rate: Connections that are closed in a second; 0 for all at once.
         """
         assert self._life is not None
         self.draining = True
-        if code == SERVICE_RESTART:
-            moment = min(FIRST_REQUEST_SECONDS, timeout / 2)
-            await asyncio.sleep(moment)
-            timeout -= moment
+        give_up_at = self._loop.time() + timeout
+        _Http.last = True
+        if code == SERVICE_RESTART and self._fed is not None:
+            self._giving_back.give(self._fed.unread())
+            await asyncio.sleep(min(FIRST_REQUEST_SECONDS, timeout / 2))
+            self._giving_back.give(self._fed.unread())
+        if rate:
+            left = give_up_at - self._loop.time()
+            async for connection in paced(list(self._uvicorn.server_state.connections), rate, left, self._loop):
+                if connection in self._uvicorn.server_state.connections:
+                    connection.shutdown()
+        timeout = give_up_at - self._loop.time()
         # With nothing at all it would complain even where nothing is open.
         left = max(timeout - TICK_SECONDS, 0.05)
         self._uvicorn.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
@@ -133,12 +150,18 @@ class AsgiServer:
         else:
             logger.error("the app's lifespan did not answer 'lifespan.shutdown' within the graceful timeout")
         await self.abort()
+        if self._giving_back.unsent:
+            await asyncio.wait([self._sent], timeout=OVERTIME_SECONDS)
         return ended
 
     async def _live(self) -> None:
         # Its loop and its signals are the worker's; only the socket is not its own.
         with contextlib.suppress(SystemExit):  # a lifespan that has failed; `start` says why
             await self._uvicorn.serve(sockets=[FedSocket()])
+
+    def _all_sent(self) -> None:
+        if not self._sent.done():
+            self._sent.set_result(None)
 
     def _feed_loop(self) -> None:
         """Let ``create_server()`` of this loop know a `FedSocket`; with anything else it is what it was."""
@@ -177,6 +200,17 @@ class AsgiServer:
         self._loop.call_soon(self._worker.bus.end_subscriptions)
 
 
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol; while the worker drains, each response says that it is the last one (RFC 9112, 9.6)."""
+
+    last = False
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.last and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server; ``up`` is done when it has started."""
 
@@ -198,7 +232,7 @@ def _configure(app: App, config: Config, tls: Context | None) -> uvicorn.Config:
     asgi, websocket, handshake = config.asgi, config.websocket, config.handshake
     return uvicorn.Config(
         app.app,
-        http="httptools",
+        http=_Http,
         interface="asgi3",
         workers=1,
         log_config=None,

@@ -23,6 +23,7 @@ from wscluster.tls import Context, make_context
 from wscluster.workers.age import ready_within
 from wscluster.workers.asgi_log import AsgiLog
 from wscluster.workers.endings import Endings
+from wscluster.workers.giving_back import GivingBack
 from wscluster.workers.serve import HandlerServer
 from wscluster.workers.service import Service
 from wscluster.workers.target import App, Target, load_target, user_traceback
@@ -115,10 +116,11 @@ class Boot:
         )  # fmt: skip
         if counts_open(config.listen):
             server.endings = Endings(worker.link, self._loop)
+        server.giving_back = GivingBack(worker.link, server.check_idle)
         drain = await self._until_drain(server)
         self._leave_by = self._loop.time() + drain.timeout
         worker.bus.end_subscriptions()
-        await server.drain(drain.code, drain.reason, drain.timeout)
+        await server.drain(drain.code, drain.reason, drain.timeout, drain.rate)
         server.stop_deadlines()
 
     async def _serve_app(self, app: App, tls: Context | None, log: AsgiLog) -> None:
@@ -134,7 +136,7 @@ class Boot:
         server = AsgiServer(app, self._worker, tls, log)
         await server.start(self._ready_by)
         drain = await self._until_drain(server)
-        if not await server.drain(drain.code, drain.timeout):
+        if not await server.drain(drain.code, drain.timeout, drain.rate):
             # Its tasks may swallow their cancellation, and its threads may never return.
             await self._worker.close()
             logging.shutdown()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wscluster.tls import Context
+from wscluster.workers.giving_back import is_unread
 from wscluster.workers.true_client import with_true_client
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class FedConnection(socket.socket):
 
     server: FedServer | None = None  # until the end
     number: int = 0
+    offered: Offered | None = None
     opening: asyncio.Task[Any] | None = None
     transport: asyncio.Transport | None = None
     made: bool = False
@@ -191,6 +193,7 @@ class FedServer(asyncio.AbstractServer):
         sock.setblocking(False)
         sock.server = self
         sock.number = offered.number
+        sock.offered = offered
         self.adopted += 1
         self._open.add(sock)
         if self._closed:
@@ -301,6 +304,19 @@ class FedServer(asyncio.AbstractServer):
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
+
+    def unread(self) -> list[tuple[Offered, int, Callable[[], None]]]:
+        """Return what `GivingBack.give` wants of each connection that nobody has read a byte of.
+
+        None behind the PROXY protocol, where the primary has read, and none with TLS, which reads by itself.
+        """
+        if self._proxied or self._tls:
+            return []
+        return [
+            (sock.offered, sock.fileno(), sock.transport.abort)
+            for sock in self._open
+            if sock.transport is not None and sock.offered is not None and is_unread(sock.fileno())
+        ]
 
     def close_clients(self) -> None:
         """Close every connection once what is unsent has been sent."""

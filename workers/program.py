@@ -34,6 +34,7 @@ from wscluster.workers.worker import ThisWorker, Worker, control_socket_of
 if TYPE_CHECKING:
     from wscluster.api import DataLike
 
+SERVICE_RESTART = 1012
 LAST_WORD_SECONDS = 1.0
 """So long a worker that ends waits for a primary that does not read."""
 
@@ -198,6 +199,8 @@ class Program:
         if asked.cancelled():
             return
         self._server.draining = True
+        if asked.result().code == SERVICE_RESTART and self._worker is not None:
+            self._server.give_back(self._worker.link)
         self._server.on_idle = self._end
         if self._server.connections:
             asked.get_loop().call_later(asked.result().timeout, self._end)

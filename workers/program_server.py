@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from wscluster.config import Config, counts_open
 from wscluster.workers.endings import Endings
 from wscluster.workers.fed_server import FedServer, ProtocolFactory
+from wscluster.workers.giving_back import GivingBack
 from wscluster.workers.service import Figures
 
 if TYPE_CHECKING:
+    from wscluster.link import Link
     from wscluster.packets import Offered
     from wscluster.workers.listening import Listening, Taken
     from wscluster.workers.worker import Worker
@@ -79,6 +81,12 @@ class ProgramServer:
     def figures(self) -> Figures:
         """Return the figures of now; what a message is, only the program knows."""
         return Figures(self.connections, self._adopted)
+
+    def give_back(self, link: Link) -> None:
+        """Give the connections back to the primary that nobody has read a byte of."""
+        giving = GivingBack(link, lambda: None)
+        for server in self._taken:
+            giving.give(server.unread())
 
     async def abort(self) -> None:
         """Reset every connection."""

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
@@ -14,22 +14,24 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import CloseCode
 
 from wscluster.config import Handshake, value_for
+from wscluster.packets import Offered
 from wscluster.workers.access import Access, CountingConnection
 from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
 from wscluster.workers.handshake import Handshakes
 from wscluster.workers.inbox import Inbox
+from wscluster.workers.pace import paced
 from wscluster.workers.service import Figures
 from wscluster.workers.turns import Turns
 from wscluster.workers.wire import Wire
 
 if TYPE_CHECKING:
     from wscluster.config import WebSocket
-    from wscluster.packets import Offered
     from wscluster.tls import Context
     from wscluster.workers.bus import Bus
     from wscluster.workers.endings import Endings
+    from wscluster.workers.giving_back import GivingBack
     from wscluster.workers.target import Target
 
 SLOW_CLOSE_SECONDS = 1.0
@@ -81,9 +83,8 @@ class HandlerServer:
         self.messages_out = 0
         self.connections: set[Wire] = set()
         self.endings: Endings | None = None
-        self.draining = False
-        self.refusing = False
-        self.aborting = False
+        self.giving_back: GivingBack | None = None
+        self.draining = self.refusing = self.aborting = False
         self._target = target
         self._tasks: set[asyncio.Task[object]] = set()
         self._access = Access() if access_log else None
@@ -155,6 +156,8 @@ class HandlerServer:
         """The transport is there: the opening handshake's time runs."""
         self.connections.add(connection)
         self.open_deadlines.add(connection)
+        if self._replaced is not None:  # it was adopted just before the drain
+            self.loop.call_soon(self._give_back, [connection])
 
     def disconnected(self, connection: Wire) -> None:
         """The transport has ended."""
@@ -169,7 +172,7 @@ class HandlerServer:
             self._access.ended(connection)
         if self.endings is not None:
             self.endings.ended(connection)
-        self._check_idle()
+        self.check_idle()
 
     def opened(self, connection: Connection) -> None:
         """The opening handshake is done: run the handler."""
@@ -202,7 +205,7 @@ class HandlerServer:
     def finished(self, task: asyncio.Task[object]) -> None:
         """A task of `spawn` has ended."""
         self._tasks.discard(task)
-        self._check_idle()
+        self.check_idle()
 
     # Deadlines
 
@@ -223,20 +226,26 @@ class HandlerServer:
 
     # The end
 
-    async def drain(self, code: int, reason: str, timeout: float) -> None:
+    async def drain(self, code: int, reason: str, timeout: float, rate: float = 0.0) -> None:
         """Close every connection with ``code``; those that are still there after ``timeout`` seconds are reset.
 
-        With 1012 another worker is here for those who come back: a client that is just connecting is not turned away,
-        but closed with that code as soon as its opening handshake is done.
+        With 1012 another worker is here for those who come back. Connections that have not said a word go to it as
+        they are; a client that is in its opening handshake is not turned away, but closed with that code as soon as
+        that is done.
+
+        Args:
+            rate: Connections that are closed in a second; 0 for all at once.
         """
         self.draining = True
+        give_up_at = self.loop.time() + timeout
         if code == CloseCode.SERVICE_RESTART:
             self._replaced = (code, reason)
+            self._give_back([connection for connection in self.connections if connection.is_untouched])
         else:
             self.refusing = True
             for handshake in list(self._tls_handshakes):
                 handshake.cancel()
-        for connection in list(self.connections):
+        async for connection in paced(list(self.connections), rate, timeout, self.loop):
             if connection.request is None and self._replaced is not None:
                 continue
             if connection.request is None:
@@ -245,7 +254,7 @@ class HandlerServer:
                 end()
             else:
                 connection.start_close(code, reason)
-        if await self._wait_idle(timeout):
+        if await self._wait_idle(give_up_at - self.loop.time()):
             return
         logger.warning(
             "%d connections and %d handlers did not end within %g s: cancelled",
@@ -254,6 +263,18 @@ class HandlerServer:
             timeout,
         )
         await self.abort()
+
+    def _give_back(self, connections: Iterable[Wire]) -> None:
+        """Give those of them back to the primary that have not said a word; with TLS that is not known."""
+        if self.giving_back is None or self._tls:
+            return
+        given: list[tuple[Offered, int, Callable[[], None]]] = []
+        for connection in connections:
+            if connection.is_untouched and not connection.transport.is_closing():
+                host, port = connection.peer or ("", 0)
+                fd = connection.transport.get_extra_info("socket").fileno()
+                given.append((Offered(0, host, port), fd, connection.transport.abort))
+        self.giving_back.give(given)
 
     async def abort(self) -> None:
         """Reset every connection and cancel every handler; waits half a second for them."""
@@ -270,12 +291,17 @@ class HandlerServer:
             deadlines.stop()
 
     async def _wait_idle(self, timeout: float) -> bool:
-        if not self.connections and not self._tasks:
+        if self._is_idle():
             return True
         self._idle = self.loop.create_future()
         await asyncio.wait([self._idle], timeout=timeout)
         return self._idle.done()
 
-    def _check_idle(self) -> None:
-        if self._idle is not None and not self.connections and not self._tasks and not self._idle.done():
+    def check_idle(self) -> None:
+        """Something has ended: a drain that waits for the last one goes on."""
+        if self._idle is not None and self._is_idle() and not self._idle.done():
             self._idle.set_result(None)
+
+    def _is_idle(self) -> bool:
+        giving = self.giving_back is not None and self.giving_back.unsent
+        return not (self.connections or self._tasks or giving)

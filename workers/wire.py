@@ -52,6 +52,11 @@ class Wire(Inbox):
         # Payload -> (waiter or None for a keepalive ping, when it was sent), in the order of sending.
         self._pings: dict[bytes, tuple[asyncio.Future[float] | None, float]] | None = None
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether not a byte of the client was read."""
+        return self.request is None and not self._partial and not self._eof and self.protocol.state is CONNECTING
+
     # Transport to protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -69,6 +69,7 @@ class Fleet:
     graceful_timeout: float = option(
         30.0, "Seconds that open connections get to end at a stop.", metavar="SECONDS", low=0, duration=True
     )
+    drain_rate: int = option(0, "Connections that a drain closes in a second; 0 for all at once.", metavar="N", low=0)
     timeout_worker_healthcheck: float = option(
         30.0, "Seconds without a beat of its event loop after which a worker is killed.",
         metavar="SECONDS", above=0, duration=True,

@@ -16,7 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, Start, decode, encode
+from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, Returned, Start, decode, encode
 
 MAX_FDS = 253
 """SCM_MAX_FD of Linux: 254 file descriptors in one packet are refused with EINVAL."""
@@ -154,7 +154,7 @@ class Link:
             _close_all(fds)
             logger.error("packet dropped: %s", exc)
             return True
-        wanted = len(packet.connections) if isinstance(packet, Offer) else 0
+        wanted = len(packet.connections) if isinstance(packet, Offer | Returned) else 0
         if len(fds) > wanted:
             logger.error("%d file descriptors closed: nothing goes with them", len(fds) - wanted)
             _close_all(fds[wanted:])

@@ -1,8 +1,8 @@
 """The wire format between the primary and one worker: one packet is one datagram of an ``AF_UNIX SOCK_SEQPACKET`` link.
 
 The first byte names the kind. `Offer`, `Adopted`, `Refused` and `Ended` travel once for every few connections and are
-packed by hand; the others are rare and travel as JSON. Sockets (SCM_RIGHTS) go beside an `Offer`, one for each
-connection, in the same order. Nothing here does I/O.
+packed by hand; the others are rare and travel as JSON. Sockets (SCM_RIGHTS) go beside an `Offer` and a `Returned`, one
+for each connection, in the same order. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -54,11 +54,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Primary to worker: take nothing new, close what is open with ``code``, exit within ``timeout`` seconds."""
+    """Primary to worker: take nothing new, close what is open with ``code``, exit within ``timeout`` seconds.
+
+    ``rate`` is how many connections a second are closed, 0 for all at once.
+    """
 
     code: int
     reason: str
     timeout: float
+    rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,16 @@ class Refused:
     """Worker to primary: place these elsewhere; no byte of them was read."""
 
     numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Worker to primary: these, which it had adopted, are nobody's again; no byte of them was read.
+
+    Their sockets come with the packet. ``number`` is 0: the primary gives each a new one.
+    """
+
+    connections: tuple[Offered, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +218,12 @@ Packet = (
     | Ended
     | Bind
     | BoundAt
+    | Returned
 )
 
 _KINDS: tuple[type[Any], ...] = (
     Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat, Ended, Bind, BoundAt,
+    Returned,
 )  # fmt: skip
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
 _OFFERED = struct.Struct("!QHHB")
@@ -225,7 +241,7 @@ def encode(packet: Packet) -> bytes:
     """
     head = bytes((_KIND_OF[type(packet)],))
     match packet:
-        case Offer(connections):
+        case Offer(connections) | Returned(connections):
             body = b"".join(map(_encode_offered, connections))
         case Adopted(numbers) | Refused(numbers) | Ended(numbers):
             body = struct.pack(f"!{len(numbers)}Q", *numbers)
@@ -250,8 +266,8 @@ def decode(data: bytes) -> Packet:
     """
     try:
         kind = _KINDS[data[0] - 1] if data[0] else None
-        if kind is Offer:
-            return Offer(_decode_offered(memoryview(data)[1:]))
+        if kind is Offer or kind is Returned:
+            return kind(_decode_offered(memoryview(data)[1:]))  # type: ignore[no-any-return]
         if kind is Adopted or kind is Refused or kind is Ended:
             return kind(struct.unpack(f"!{(len(data) - 1) // 8}Q", data[1:]))  # type: ignore[no-any-return]
         if kind is Beat:

@@ -35,6 +35,7 @@ VALUES = {
     "backlog": "100",
     "timeout_worker_healthcheck": "1m",
     "worker_startup_timeout": "59.5",
+    "drain_rate": "100",
     "workers_lifetime": "1d",
     "workers_max_rss": "4000",
     "sticky": "none",

@@ -33,7 +33,8 @@ TARGET = "handlers:chat"
 DEFAULTS = """
 --host 127.0.0.1 --port 8000 --workers auto --sticky ip --backlog 2048 --graceful-timeout 30 --log-level info
 --ws-ping-interval 20 --ws-ping-timeout 20 --ws-open-timeout 10 --ws-close-timeout 10 --timeout-worker-healthcheck 30
---worker-startup-timeout 60 --slot-wait 2 --bus-timeout 5 --max-send-queue 1048576 --room-log 100 --room-log-ttl 60
+--worker-startup-timeout 60 --drain-rate 0 --slot-wait 2 --bus-timeout 5 --max-send-queue 1048576 --room-log 100
+--room-log-ttl 60
 --redis-prefix wscluster --ws-per-message-deflate true --app-dir .
 --proxy-protocol off --proxy-allow-from 127.0.0.0/8,::1/128 --proxy-headers true --forwarded-allow-ips 127.0.0.1,::1
 --interface auto --ws-message-timeout 20 --factory false --lifespan auto --timeout-keep-alive 5 --server-header true

@@ -38,6 +38,8 @@ class LedgerLives(RuleBasedStateMachine):
         self.failed: set[int] = set()
         self.adopted_by: dict[int, int] = {}
         self.stopped = False
+        self.returned = 0
+        self.released_by: dict[int, list[int]] = {}
 
     @initialize(kind=st.sampled_from(["ip", "ip", "least-connections", "round-robin", "random"]))
     def begin(self, kind: str) -> None:
@@ -165,6 +167,21 @@ class LedgerLives(RuleBasedStateMachine):
         self.adopted_by[worker] += len(set(numbers))
         self.take(self.ledger.adopt(worker, [*numbers, *([10_000] if foreign else [])]))
         assert all(self.where[number] == RELEASED for number in numbers)
+        self.released_by.setdefault(worker, []).extend(set(numbers))
+
+    @precondition(lambda self: any(self.released_by.get(worker) for worker in self.slot_of))
+    @rule(pick=picks, count=st.integers(1, 4))
+    def give_back(self, pick: int, count: int) -> None:
+        """What it had adopted comes back under new numbers."""
+        able = [worker for worker in self.slot_of if self.released_by.get(worker)]
+        worker = able[pick % len(able)]
+        back = [self.released_by[worker].pop() for _ in range(min(count, len(self.released_by[worker])))]
+        new = [Offered(number, HOSTS[0], 1) for number in range(len(self.where) + 1, len(self.where) + 1 + len(back))]
+        for offered in new:
+            self.where[offered.number] = QUEUED
+            self.refused.add((worker, offered.number))
+        self.returned += len(new)
+        self.take(self.ledger.give_back(worker, new, self.now))
 
     @precondition(lambda self: self.slot_of)
     @rule(pick=picks, which=st.lists(picks, min_size=1, max_size=6))
@@ -252,10 +269,11 @@ class LedgerLives(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         ledger, values = self.ledger, list(self.where.values())
-        assert ledger.accepted == len(values)
+        assert ledger.accepted == len(values) - self.returned
+        assert ledger.returned == self.returned
         assert ledger.adopted == values.count(RELEASED)
         assert ledger.rejected == values.count(REJECTED)
-        assert ledger.pending() == ledger.accepted - ledger.adopted - ledger.rejected
+        assert ledger.pending() == ledger.accepted + ledger.returned - ledger.adopted - ledger.rejected
         queued = [pending.offered.number for slot in ledger._slots for pending in slot.queue]
         assert sorted(queued) == sorted(number for number, where in self.where.items() if where == QUEUED)
         assert ledger._workers.keys() == self.slot_of.keys()

@@ -1,0 +1,187 @@
+"""What a drain does with connections: unread ones go to the successor, the others are closed at a rate."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.process_support import close_code, connect_to_slot, in_folder
+from tests.cluster.raw import Raw
+from tests.cluster.test_reload import APP, HANDLER, PROGRAM, save
+from tests.cluster.test_reload_verb import outcome
+from tests.support import run
+from wscluster.testing import Cluster
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+SOURCES = {"handler": HANDLER, "app": APP, "program": PROGRAM}
+
+
+def released(folder: Path, kind: str, **options: Any) -> Cluster:
+    save(folder / "app.py", SOURCES[kind].format(word="first"))
+    settings: dict[str, Any] = {"workers": 1, "graceful_timeout": 5.0, **options}
+    if kind == "program":
+        return Cluster.run("app.py", cwd=folder, **settings)
+    return Cluster("app:handler", command=in_folder(folder), **settings)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_connection_of_which_nothing_was_read_is_served_by_the_new_worker(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        async with released(tmp_path, kind) as cluster, contextlib.AsyncExitStack() as stack:
+            silent = []
+            for number in range(40):  # more than go in one packet
+                raw = await Raw.connect(cluster.port, f"127.1.0.{number + 1}", b"")
+                stack.push_async_callback(raw.close)
+                silent.append(raw)
+            await cluster.wait_status(lambda status: status["totals"]["connections"] == 40)
+            save(tmp_path / "app.py", SOURCES[kind].format(word="after"))
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            status = await cluster.wait_status(lambda status: status["totals"]["connections"] == 40)
+            assert status["totals"]["accepted"] == status["totals"]["adopted"] == 40
+            assert status["totals"]["placed_again"] == 40
+            for raw in silent:
+                raw.writer.write(UPGRADE)
+                assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+                assert b"after" in await raw.reader.readuntil(b"after")
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_no_connect_fails_while_one_release_follows_the_other(tmp_path: Path, kind: str) -> None:
+    """Clients come all the time, half of them wait for a moment before they speak."""
+
+    async def visit(cluster: Cluster, number: int) -> str:
+        raw = await Raw.connect(cluster.port, f"127.1.{number % 200}.7", b"")
+        try:
+            if number % 2:
+                await asyncio.sleep(0.02)
+            raw.writer.write(UPGRADE)
+            async with asyncio.timeout(10):
+                head = await raw.reader.readuntil(b"\r\n\r\n")
+            return head.split(b"\r\n")[0].decode()
+        except (ConnectionError, asyncio.IncompleteReadError) as exc:
+            return type(exc).__name__
+        finally:
+            raw.writer.transport.abort()
+
+    async def main() -> None:
+        async with released(tmp_path, kind, workers=2) as cluster:
+            visits: set[asyncio.Task[str]] = set()
+
+            async def come() -> None:
+                for number in range(100_000):
+                    visits.add(asyncio.create_task(visit(cluster, number)))
+                    await asyncio.sleep(0.01)
+
+            coming = asyncio.create_task(come())
+            for release in range(3):
+                save(tmp_path / "app.py", SOURCES[kind].format(word=f"release{release}"))
+                assert (await outcome(cluster, tmp_path))["reason"] == ""
+            coming.cancel()
+            seen = await asyncio.gather(*visits)
+            assert len(seen) > 100
+            assert [one for one in seen if "101" not in one] == []
+
+    run(main(), timeout=60)
+
+
+def test_the_rate_of_a_drain_spreads_the_closes_and_the_time_bounds_it(tmp_path: Path) -> None:
+    async def main(rate: int) -> list[float]:
+        async with released(tmp_path, "handler", drain_rate=rate, graceful_timeout=3) as cluster:
+            clients = [await connect_to_slot(cluster, 0) for _ in range(30)]
+            closing = [asyncio.create_task(closed_at(ws)) for ws in clients]
+            begin = time.monotonic()
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            assert time.monotonic() - begin < 2.0, "the reload does not wait for the drain"
+            return sorted(await asyncio.gather(*closing))
+
+    async def closed_at(ws: Any) -> float:
+        assert await close_code(ws) == 1012
+        return time.monotonic()
+
+    spread: list[float] = []
+    for rate in (30, 1, 0):
+        times: list[float] = []
+
+        async def measure(rate: int = rate, times: list[float] = times) -> None:
+            times += await main(rate)
+
+        run(measure(), timeout=60)
+        spread.append(times[-1] - times[0])
+    thirty_a_second, bounded, all_at_once = spread
+    assert 0.7 < thirty_a_second < 1.8
+    assert 1.8 < bounded < 3.0, "one a second would take half a minute, and there are three seconds"
+    assert all_at_once < 0.7
+
+
+def test_what_a_client_sends_before_it_answers_the_close_reaches_the_handler(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    source = (
+        "import os\nfd = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n\n"
+        "async def handler(ws):\n    await ws.send(str(ws.slot))\n"
+        "    async for message in ws:\n        os.write(fd, message.encode() + b'\\n')\n"
+    )
+    save(tmp_path / "app.py", source.format(path=str(heard)))
+
+    async def main() -> None:
+        cluster = Cluster("app:handler", command=in_folder(tmp_path), workers=1, graceful_timeout=5)
+        async with cluster:
+            raw = await Raw.connect(cluster.port, "127.0.0.1", UPGRADE)
+            await raw.reader.readuntil(b"\r\n\r\n")
+            assert await raw.reader.readexactly(3) == b"\x81\x010"
+            reloading = asyncio.create_task(outcome(cluster, tmp_path))
+            assert await raw.reader.readexactly(4) == b"\x88\x02\x03\xf4"
+            for number in range(100):
+                text = b"after the close %02d" % number
+                raw.writer.write(bytes((0x81, 0x80 | len(text), 0, 0, 0, 0)) + text)
+                if number % 10 == 0:
+                    await asyncio.sleep(0.001)
+            raw.writer.write(b"\x88\x82\0\0\0\0\x03\xf4")
+            assert await raw.reader.read() == b""
+            await raw.close()
+            assert (await reloading)["reason"] == ""
+            await cluster.wait_status(lambda status: status["totals"]["connections"] == 0)
+        assert heard.read_text().split("\n")[:-1] == [f"after the close {number:02}" for number in range(100)]
+
+    run(main())
+
+
+KEEPS = """
+async def handler(scope, receive, send):
+    if scope["type"] == "http":
+        await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]}})
+        await send({{"type": "http.response.body", "body": b"{word}"}})
+"""
+
+
+def test_a_kept_connection_of_http_is_told_with_its_next_response_that_it_ends(tmp_path: Path) -> None:
+    get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    save(tmp_path / "app.py", KEEPS.format(word="first"))
+
+    async def main() -> None:
+        async with Cluster(
+            "app:handler", command=in_folder(tmp_path), workers=1, graceful_timeout=6, drain_rate=1
+        ) as cluster:
+            raws = [await Raw.connect(cluster.port, "127.0.0.1", get) for _ in range(4)]
+            for raw in raws:
+                assert b"connection: close" not in await raw.reader.readuntil(b"first")
+            save(tmp_path / "app.py", KEEPS.format(word="after"))
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            ended = 0
+            for raw in raws:
+                with contextlib.suppress(ConnectionError):
+                    raw.writer.write(get)
+                    said = await raw.reader.read()
+                    assert said == b"" or (b"connection: close" in said and said.endswith(b"first"))
+                    ended += bool(said)
+                await raw.close()
+            assert ended >= 2, "most had their turn before they were idle for long"
+
+    run(main())
