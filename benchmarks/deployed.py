@@ -1,0 +1,182 @@
+"""A service that is deployed again and again: its code in a folder, the server that runs it, and how both are changed.
+
+The code writes down every message that it has heard, so that what a client has sent and nobody has heard is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from wscluster.testing import Cluster
+
+HANDLER = """
+import os
+
+RELEASE = {release}
+HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
+
+async def echo(ws):
+    async for message in ws:
+        os.write(HEARD, message.encode() + b"\\n")
+        await ws.send(message)
+"""
+
+APP = """
+import os
+
+RELEASE = {release}
+HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
+
+async def echo(scope, receive, send):
+    if scope["type"] != "websocket":
+        return
+    await receive()
+    await send({{"type": "websocket.accept"}})
+    while (event := await receive())["type"] == "websocket.receive":
+        os.write(HEARD, event["text"].encode() + b"\\n")
+        await send({{"type": "websocket.send", "text": event["text"]}})
+"""
+
+BROKEN = "RELEASE = {release}\nraise RuntimeError('this release is broken')\n"
+
+UVICORN_SECONDS = 4.0
+"""What uvicorn gets for a reload: nothing tells when it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The service as the benchmark sees it.
+
+    Attributes:
+        port: Where it serves.
+        reload: Deploys what lies in the folder; returns False where the release was refused.
+        kill: Kills one worker with -9.
+    """
+
+    port: int
+    folder: Path
+    code: str
+    reload: Callable[[], Awaitable[bool]]
+    kill: Callable[[], None]
+
+    def write(self, release: int, *, broken: bool = False) -> None:
+        """Put the code of ``release`` in place, whole at every moment."""
+        text = (BROKEN if broken else self.code).format(release=release)
+        new = self.folder / "release.py.new"
+        new.write_text(text)
+        new.rename(self.folder / "release.py")
+
+    def heard(self) -> set[str]:
+        """Return every message that any release has heard."""
+        return set((self.folder / "heard").read_text().split())
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    # Two releases of the same size within a second would share one .pyc.
+    return {"HEARD": str(folder / "heard"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@contextlib.asynccontextmanager
+async def wscluster(code: str, workers: int, drain_rate: float) -> AsyncIterator[Deployed]:
+    """Serve ``code`` with wscluster."""
+    with tempfile.TemporaryDirectory(prefix="wscluster-deploys-") as name:
+        folder = Path(name)
+        (folder / "heard").touch()
+        options: dict[str, Any] = {
+            "app_dir": folder,
+            "log_level": "critical",
+            "graceful_timeout": 10,
+            "drain_rate": drain_rate,
+        }
+        cluster = Cluster("release:echo", workers=workers, env=_environment(folder), **options)
+        command = [sys.executable, "-m", "wscluster", "reload", "--control-socket"]
+
+        async def reload() -> bool:
+            done = await asyncio.create_subprocess_exec(
+                *command,
+                str(cluster.control_socket),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            return await done.wait() == 0
+
+        def kill() -> None:
+            os.kill(random.choice(list(cluster.worker_pids().values())), signal.SIGKILL)
+
+        _write_first(folder, code)
+        async with cluster:
+            yield Deployed(cluster.port, folder, code, reload, kill)
+
+
+@contextlib.asynccontextmanager
+async def uvicorn(code: str, workers: int, _drain_rate: float) -> AsyncIterator[Deployed]:
+    """Serve ``code``, an ASGI app, with uvicorn, which reloads at HUP."""
+    with tempfile.TemporaryDirectory(prefix="wscluster-deploys-") as name:
+        folder = Path(name)
+        (folder / "heard").touch()
+        _write_first(folder, code)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "uvicorn", "release:echo", "--app-dir", name, "--workers", str(workers),
+            "--port", "0", "--no-access-log", "--timeout-graceful-shutdown", "10",
+            env=os.environ | _environment(folder), stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stderr is not None
+
+        async def reload() -> bool:
+            process.send_signal(signal.SIGHUP)
+            await asyncio.sleep(UVICORN_SECONDS)
+            return True  # it does not say
+
+        def kill() -> None:
+            children = psutil.Process(process.pid).children()
+            random.choice([child for child in children if "spawn_main" in " ".join(child.cmdline())]).kill()
+
+        try:
+            port = await _wait_uvicorn(process.stderr, workers)
+            reading = asyncio.create_task(process.stderr.read())
+            yield Deployed(port, folder, code, reload, kill)
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+            await reading
+        finally:
+            if process.returncode is None:
+                for child in psutil.Process(process.pid).children():
+                    child.kill()
+                process.kill()
+                await process.wait()
+
+
+async def _wait_uvicorn(lines: asyncio.StreamReader, workers: int) -> int:
+    port, started = 0, 0
+    while not (port and started == workers):
+        line = (await lines.readline()).decode()
+        if not line:
+            raise RuntimeError("uvicorn ended before it had started")
+        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+            port = int(found[1])
+        started += "Application startup complete" in line
+    return port
+
+
+def _write_first(folder: Path, code: str) -> None:
+    (folder / "release.py").write_text(code.format(release=1))
+
+
+SERVICES = {
+    "wscluster, handler": (wscluster, HANDLER),
+    "wscluster, ASGI": (wscluster, APP),
+    "uvicorn": (uvicorn, APP),
+}
