@@ -23,7 +23,9 @@ import psutil
 from wscluster.testing import Cluster
 
 HANDLER = """
-import os
+import contextlib, os
+
+from websockets.exceptions import ConnectionClosed
 
 RELEASE = {release}
 HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
@@ -31,7 +33,8 @@ HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
 async def echo(ws):
     async for message in ws:
         os.write(HEARD, message.encode() + b"\\n")
-        await ws.send(message)
+        with contextlib.suppress(ConnectionClosed):  # it reads on while it is being closed
+            await ws.send(message)
 """
 
 APP = """

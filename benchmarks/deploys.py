@@ -36,6 +36,8 @@ class Seen:
 
     connects: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    failed_by_kill: int = 0
+    killed_at: list[float] = field(default_factory=list)
     closes: Counter[str] = field(default_factory=Counter)
     waits: list[float] = field(default_factory=list)
     sent: int = 0
@@ -56,7 +58,7 @@ class Seen:
         lost, cut = len(self.answered_close - heard), len(self.cut_off - heard)
         lines = [
             f"{name}: {deploys} ({self.refused} refused), {self.kills} workers killed",
-            f"  connects  {self.connects}, failed {self.failed.total()}  {failed}",
+            f"  connects  {self.connects}, failed {self.failed.total()}, {self.failed_by_kill} by a kill  {failed}",
             f"  connect   median {waits[len(waits) // 2] * 1e3:.1f} ms, worst {waits[-1] * 1e3:.0f} ms",
             f"  closed    {closes}",
             f"  messages  {self.sent} sent, {lost} lost before a Close was answered, {cut} lost without a Close",
@@ -75,10 +77,14 @@ class Clients:
 
     @contextlib.contextmanager
     def _failure(self) -> Iterator[None]:
+        begin = time.monotonic()
         try:
             yield
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as exc:
-            self._seen.failed[type(exc).__name__] += 1
+            if any(begin <= at for at in self._seen.killed_at):
+                self._seen.failed_by_kill += 1
+            else:
+                self._seen.failed[type(exc).__name__] += 1
             raise ConnectionAbortedError from exc
 
     async def connect(self, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -190,6 +196,7 @@ async def deploy_often(service: Deployed, seen: Seen, deploys: int, broken: int)
         seen.broken += number in bad
         seen.refused += not await service.reload()
         if number % 4 == 3:
+            seen.killed_at.append(time.monotonic())
             service.kill()
             seen.kills += 1
         await asyncio.sleep(PAUSE_SECONDS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import wscluster
 from wscluster.config import Config
+from wscluster.gateway.connections import Connections
 from wscluster.gateway.control import InvalidRequest, Request, Tell
 from wscluster.gateway.crew import Crew
 from wscluster.gateway.fleet import Fleet
@@ -36,6 +37,7 @@ class Answers:
     stop: Callable[[], None]
     force: Callable[[], None]
     operations: Operations
+    connections: Connections
     finished: asyncio.Future[int]
 
     async def answer(self, request: Request, tell: Tell) -> Any:
@@ -56,6 +58,12 @@ class Answers:
                 return await self.operations.scale(slots, tell)
             case {"verb": "drain", "slot": slot}:
                 return await self.operations.drain(slot, tell)
+            case {"verb": "connections"}:
+                return await self.connections.page(request)
+            case {"verb": "kick", "id": connection}:
+                return await self.connections.kick(connection)
+            case {"verb": "route", "key": key}:
+                return self.connections.route(key)
             case {"verb": "stop"}:
                 self.operations.watch_stop(self.finished, tell)
                 if request.get("force"):

@@ -25,6 +25,8 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
 MAX_UNREAD_BYTES = 256 * 1024
 """Progress that a caller has not read; beyond it no more is sent until it has."""
+REQUEST_SECONDS = 10.0
+"""What a caller gets for its next line; then it is hung up on."""
 ANSWER_SECONDS = 1.0
 """What a caller gets, when the primary ends, to take its last answer."""
 
@@ -103,7 +105,7 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while self._server is not None and (line := await reader.readline()):
+            while self._server is not None and (line := await _read_line(reader)):
                 writer.write(_line(await self._answer(line, writer)))
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
@@ -126,6 +128,15 @@ class ControlServer:
             return {"ok": True, "result": await self._handle(request, tell)}
         except (InvalidRequest, ValueError, RecursionError) as exc:
             return {"ok": False, "error": str(exc)}
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next request; empty at the end, and of a caller who takes too long for one."""
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            return await reader.readline()
+    except TimeoutError:
+        return b""
 
 
 def _line(value: dict[str, Any]) -> bytes:

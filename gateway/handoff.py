@@ -8,7 +8,7 @@ slow. A slot's queue and a worker's window are bounded; beyond them a connection
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -211,6 +211,10 @@ class Ledger:
             (slot.down_since + self.slot_wait for slot in self._slots if slot.worker is None and slot.queue),
             default=None,
         )
+
+    def order(self, host: str) -> Sequence[int]:
+        """Return the slots in the order of the client ``host``, where clients belong to slots."""
+        return self._chooser(0, host, self.loads())
 
     def loads(self) -> list[int]:
         """Connections of each slot: open, offered and waiting."""

@@ -17,16 +17,19 @@ from wscluster.gateway.answers import Answers
 from wscluster.gateway.asking import Asking
 from wscluster.gateway.binding import Bound
 from wscluster.gateway.boot_faults import BootFaults
+from wscluster.gateway.connections import Connections
 from wscluster.gateway.control import ControlServer, InvalidRequest
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
+from wscluster.gateway.inquiries import Inquiries
 from wscluster.gateway.intake import Intake
 from wscluster.gateway.operations import Operations
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
+    Answer,
     Beat,
     Bind,
     BootFailed,
@@ -87,6 +90,7 @@ class Primary:
         self.operations = Operations(
             loop, config, self._fleet, self._events, self._boot_faults, self._configure, self._step, read_config
         )
+        self._inquiries = Inquiries(loop, self._crew.send)
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
         self._answers = Answers(
@@ -100,6 +104,7 @@ class Primary:
             stop=self.stop,
             force=self.force,
             operations=self.operations,
+            connections=Connections(self._fleet, self._intake.ledger, self._inquiries, config.placement.sticky),
             finished=self._finished,
         )
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
@@ -297,6 +302,8 @@ class Primary:
                 self._boot_failed(worker, packet)
             case Returned(connections):
                 self._intake.take_back(worker, connections, fds)
+            case Answer():
+                self._inquiries.answered(worker, packet)
             case Ended(numbers):
                 self._intake.end(worker, numbers)
             case Bind() if self._config.run:
@@ -331,6 +338,7 @@ class Primary:
         self._events.emit("worker_exited", slot=known.slot, pid=pid, status=status)
         self._wants_bus.discard(worker)
         self.operations.forget(worker)
+        self._inquiries.forget(worker)
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:

@@ -7,10 +7,17 @@ from typing import Any
 
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.handoff import Ledger
+from wscluster.gateway.rolling import Worker
 from wscluster.packets import Stats
 
 CPU_WINDOW_SECONDS = 0.5
 """Two figures of a worker's CPU time must be this far apart to say how busy it is."""
+
+KEYS = (
+    "slot", "id", "pid", "state", "phase", "uptime_seconds", "connections", "adopted", "messages_in", "messages_out",
+    "rooms", "loop_lag_seconds", "cpu_cores", "rss_bytes",
+)  # fmt: skip
+"""What is said of each worker."""
 
 SUMMED = ("published", "delivered", "gaps", "ignored", "slow_closed")
 
@@ -102,25 +109,29 @@ def build_status(
             "slow_closed": sums["slow_closed"],
             "workers_restarted": fleet.restarts,
         },
+        "others": [_describe_worker(worker, figures.get(worker.id), now) for worker in _others(fleet)],
     }
+
+
+def _others(fleet: Fleet) -> list[Worker]:
+    """Return the workers that are in no slot: candidates of a reload, and those whose slot has another or is gone."""
+    seated = {slot.worker for slot in fleet.slots}
+    others = (worker for worker in fleet.workers.values() if worker.id not in seated)
+    return sorted(others, key=lambda worker: (worker.slot, worker.id))
 
 
 def _describe_slot(number: int, fleet: Fleet, figures: dict[int, Figures], now: float) -> dict[str, Any]:
     slot = fleet.slots[number]
     worker = fleet.workers.get(slot.worker) if slot.worker is not None else None
-    described: dict[str, Any] = dict.fromkeys(
-        (
-            "slot", "id", "pid", "state", "phase", "uptime_seconds", "connections", "adopted", "messages_in",
-            "messages_out", "rooms", "loop_lag_seconds", "cpu_cores", "rss_bytes",
-        )
-    )  # fmt: skip
-    described["slot"] = number
-    if worker is None:
-        described["state"] = "failed" if slot.failed else "exited"
-        return described
-    described |= {"id": worker.id, "state": worker.state.value, "phase": worker.phase}
+    if worker is not None:
+        return _describe_worker(worker, figures.get(worker.id), now)
+    return dict.fromkeys(KEYS) | {"slot": number, "state": "failed" if slot.failed else "exited"}
+
+
+def _describe_worker(worker: Worker, known: Figures | None, now: float) -> dict[str, Any]:
+    described: dict[str, Any] = dict.fromkeys(KEYS)
+    described |= {"slot": worker.slot, "id": worker.id, "state": worker.state.value, "phase": worker.phase}
     described["uptime_seconds"] = round(now - worker.spawned_at, 3)
-    known = figures.get(worker.id)
     if known is None:
         return described
     described["pid"] = known.pid

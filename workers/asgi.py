@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wscluster.packets import Offered
     from wscluster.tls import Context
     from wscluster.workers.asgi_log import AsgiLog
+    from wscluster.workers.described import Described
     from wscluster.workers.target import App
     from wscluster.workers.worker import Worker
 
@@ -79,6 +80,22 @@ class AsgiServer:
     def figures(self) -> Figures:
         """Return the figures of now; what a message is, only the app knows."""
         return Figures(len(self._uvicorn.server_state.connections), self._fed.adopted if self._fed is not None else 0)
+
+    def described(self) -> Iterable[Described]:
+        """Return each connection; what it speaks, only uvicorn knows."""
+        return () if self._fed is None else self._fed.described(self._worker.this_worker.id)
+
+    def kick(self, connection: str) -> bool:
+        """End the connection with this id as uvicorn does at its own end: a WebSocket with 1012, HTTP when idle."""
+        found = None if self._fed is None else self._fed.find(self._worker.this_worker.id, connection)
+        if found is None:
+            return False
+        for protocol in list(self._uvicorn.server_state.connections):
+            if getattr(protocol, "transport", None) is found:
+                protocol.shutdown()
+                return True
+        found.close()
+        return True
 
     async def abort(self) -> None:
         """Reset every connection."""

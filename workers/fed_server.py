@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wscluster.tls import Context
+from wscluster.workers.described import Described
 from wscluster.workers.giving_back import is_unread
 from wscluster.workers.true_client import with_true_client
 
@@ -304,6 +305,20 @@ class FedServer(asyncio.AbstractServer):
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
+
+    def described(self, worker: int) -> list[Described]:
+        """Return each connection, named by ``worker`` and the primary's number."""
+        return [
+            Described(f"{worker}-{sock.number}", sock.offered.client if sock.offered is not None else None)
+            for sock in sorted(self._open, key=lambda one: one.number)
+        ]
+
+    def find(self, worker: int, connection: str) -> asyncio.Transport | None:
+        """Return the transport of the connection with this id; None where there is none."""
+        for sock in self._open:
+            if f"{worker}-{sock.number}" == connection:
+                return sock.transport
+        return None
 
     def unread(self) -> list[tuple[Offered, int, Callable[[], None]]]:
         """Return what `GivingBack.give` wants of each connection that nobody has read a byte of.

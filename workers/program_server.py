@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from wscluster.config import Config, counts_open
@@ -16,6 +16,7 @@ from wscluster.workers.service import Figures
 if TYPE_CHECKING:
     from wscluster.link import Link
     from wscluster.packets import Offered
+    from wscluster.workers.described import Described
     from wscluster.workers.listening import Listening, Taken
     from wscluster.workers.worker import Worker
 
@@ -58,6 +59,7 @@ class ProgramServer:
         self._taken: dict[FedServer, Taken] = {}
         self._serving: dict[int, FedServer] = {}
         self._adopted = 0
+        self._worker_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._turns = 0
         listening.on_answer = self._goes_on
@@ -82,6 +84,19 @@ class ProgramServer:
         """Return the figures of now; what a message is, only the program knows."""
         return Figures(self.connections, self._adopted)
 
+    def described(self) -> Iterable[Described]:
+        """Return each connection; what it speaks, only the program knows."""
+        return [one for server in self._taken for one in server.described(self._worker_id)]
+
+    def kick(self, connection: str) -> bool:
+        """Close the connection with this id when what is unsent has been sent."""
+        for server in self._taken:
+            found = server.find(self._worker_id, connection)
+            if found is not None:
+                found.close()
+                return True
+        return False
+
     def give_back(self, link: Link) -> None:
         """Give the connections back to the primary that nobody has read a byte of."""
         giving = GivingBack(link, lambda: None)
@@ -99,6 +114,7 @@ class ProgramServer:
 
     def make(self, worker: Worker, factory: ProtocolFactory, taken: Taken, options: dict[str, Any]) -> FedServer:
         """Return a server for what was ``taken``, which is given back when it is closed."""
+        self._worker_id = worker.this_worker.id
         proxied = self._config.listen.proxy_protocol != "off"
         server = FedServer(worker.loop, factory, taken.sockets, proxied=proxied, **options)
         tell = Endings(worker.link, worker.loop).tell if counts_open(self._config.listen) else None

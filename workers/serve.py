@@ -19,6 +19,7 @@ from wscluster.workers.access import Access, CountingConnection
 from wscluster.workers.closing import Closing
 from wscluster.workers.connection import Connection
 from wscluster.workers.deadlines import Deadlines
+from wscluster.workers.described import Described
 from wscluster.workers.handshake import Handshakes
 from wscluster.workers.inbox import Inbox
 from wscluster.workers.pace import paced
@@ -122,6 +123,21 @@ class HandlerServer:
     def figures(self) -> Figures:
         """Return the figures of now."""
         return Figures(len(self.connections), self.adopted, self.messages_in, self.messages_out)
+
+    def described(self) -> Iterable[Described]:
+        """Return each connection whose opening handshake is done, by its id."""
+        opened = (one for one in self.connections if isinstance(one, Connection) and one.request is not None)
+        for one in sorted(opened, key=lambda connection: connection.id):
+            path = one.request.path if one.request is not None else None
+            yield Described(str(one.id), one.peer, path, one.rooms, one.unsent_bytes())
+
+    def kick(self, connection: str) -> bool:
+        """Close the connection with this id: 1008."""
+        for one in self.connections:
+            if isinstance(one, Connection) and str(one.id) == connection:
+                one.start_close(CloseCode.POLICY_VIOLATION, "kicked")
+                return True
+        return False
 
     def adopt(self, fd: int, offered: Offered) -> None:
         """Make a connection of the socket ``fd``."""

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from wscluster.packets import Offered
+    from wscluster.workers.described import Described
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,14 @@ class Service(Protocol):
 
     def figures(self) -> Figures:
         """Return the figures of now."""
+        ...
+
+    def described(self) -> Iterable[Described]:
+        """Return each connection, in an order that holds from one call to the next."""
+        ...
+
+    def kick(self, connection: str) -> bool:
+        """End the connection with this id; False where there is none."""
         ...
 
     async def abort(self) -> None:

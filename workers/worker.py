@@ -21,6 +21,8 @@ from wscluster.errors import ExitCode
 from wscluster.link import Link
 from wscluster.packets import (
     Adopted,
+    Answer,
+    Ask,
     Beat,
     BootFailed,
     BoundAt,
@@ -37,6 +39,7 @@ from wscluster.packets import (
     WantBus,
 )
 from wscluster.workers.bus import Bus
+from wscluster.workers.described import make_page
 from wscluster.workers.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -146,12 +149,25 @@ class Worker:
                     self.drain_asked.set_result(packet)
             case Poll(serial):
                 self._beat(serial)
+            case Ask():
+                self.link.send(Answer(packet.serial, self._answer(packet)))
             case BusAt(url, reason):
                 self.bus.at(url, reason)
             case BoundAt() if self.on_bound is not None:
                 self.on_bound(packet)
             case _:
                 logger.error("%s is no packet for a worker: ignored", type(packet).__name__)
+
+    def _answer(self, asked: Ask) -> Any:
+        service = self._service
+        if service is None:
+            return None
+        match asked.question:
+            case "connections":
+                return make_page(service.described(), **asked.arguments)
+            case "kick":
+                return service.kick(asked.arguments["id"])
+        return None
 
     def _offered(self, connections: tuple[Offered, ...], fds: list[int]) -> None:
         """Take the connections or refuse them; either is written before the first byte of one is read."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -125,6 +127,21 @@ def _help_of(item: Any) -> str:
     return text
 
 
+def _asks(name: str, *, cls: type[click.Command] = click.Command, has_json: bool = True) -> Callable[..., Any]:
+    """Make a verb of a function whose first argument is the control socket of the primary that is meant."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def command(control_socket: str | None, pid: int | None, port: int | None, **rest: Any) -> int:
+            return int(function(find(control_socket, pid, port), **rest) or 0)
+
+        if has_json:
+            command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+        return cli.command(name, cls=cls)(_find_options(command))
+
+    return decorate
+
+
 def _find_options(command: AnyCommand) -> AnyCommand:
     command = click.option("--port", type=int, help="Port that the primary listens on.")(command)
     command = click.option("--pid", type=int, help="Process id of the primary.")(command)
@@ -208,42 +225,75 @@ def _source(
     return SettingsSource(target, flag_values(flags), config[0] if config else None, program)
 
 
-@cli.command("status")
-@_find_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status_command(control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+@_asks("status")
+def status_command(path: Path, as_json: bool) -> None:
     """Show the primary, its workers and its totals."""
-    status = ask(find(control_socket, pid, port), "status")
+    status = ask(path, "status")
     if as_json:
         print(json.dumps(status))
-        return ExitCode.OK
+        return
     from wscluster.status_table import print_status
 
     print_status(status)
-    return ExitCode.OK
 
 
-@cli.command("stop")
-@_find_options
+@_asks("top")
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, help="Seconds between two looks.")
+def top_command(path: Path, interval: float, as_json: bool) -> None:
+    """Show each worker as it changes: connections, messages a second, rooms, lag, CPU and memory.
+
+    Without a terminal it shows one look; with --json it prints a line for each, until it is interrupted.
+    """
+    from wscluster.look_verbs import top
+
+    top(path, interval, as_json=as_json)
+
+
+@_asks("connections")
+@click.option("--slot", type=int, help="Of this slot.")
+@click.option("--ip", metavar="ADDRESS", help="Of clients with this address.")
+@click.option("--room", help="Members of this room.")
+def connections_command(path: Path, slot: int | None, ip: str | None, room: str | None, as_json: bool) -> int:
+    """List the open connections: id, slot, client, path and rooms."""
+    from wscluster.look_verbs import list_connections
+
+    return list_connections(path, slot=slot, ip=ip, room=room, as_json=as_json)
+
+
+@_asks("kick")
+@click.argument("connection", metavar="ID")
+def kick_command(path: Path, connection: str, as_json: bool) -> None:
+    """End one connection, named as `wscluster connections` names it; a handler's is closed with 1008."""
+    done = ask(path, "kick", id=connection)
+    print(json.dumps(done) if as_json else f"kicked {done['id']}, of worker {done['worker']} in slot {done['slot']}")
+
+
+@_asks("route")
+@click.argument("key")
+def route_command(path: Path, key: str, as_json: bool) -> None:
+    """Show to which slot the clients of an address KEY go, and why."""
+    found = ask(path, "route", key=key)
+    print(json.dumps(found) if as_json else f"slot {found['slot']}: {found['why']}")
+
+
+@_asks("stop", has_json=False)
 @click.option("--force", is_flag=True, help="Do not wait for open connections.")
-def stop_command(control_socket: str | None, pid: int | None, port: int | None, force: bool) -> int:
+def stop_command(path: Path, force: bool) -> int:
     """Stop the cluster: close every connection, wait until all processes have ended."""
     from wscluster.operate_verbs import stop
 
-    return stop(find(control_socket, pid, port), force=force)
+    return stop(path, force=force)
 
 
-@cli.command("reload")
-@_find_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def reload_command(control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+@_asks("reload")
+def reload_command(path: Path, as_json: bool) -> int:
     """Replace every worker by one with the newest code and configuration, slot by slot; wait for the outcome.
 
     The exit code is 1 where it has failed: the workers that were not replaced serve on.
     """
     from wscluster.operate_verbs import reload
 
-    return reload(find(control_socket, pid, port), as_json=as_json)
+    return reload(path, as_json=as_json)
 
 
 class _Signed(click.Command):
@@ -256,11 +306,15 @@ class _Signed(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command("scale", cls=_Signed)
-@click.argument("slots", metavar="N|+N|-N")
-@_find_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def scale_command(slots: str, control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+def _slots(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
+    if not re.fullmatch(r"[+-]?[0-9]{1,6}", text, re.ASCII):
+        raise click.BadParameter(f"{text!r} is no number of slots: 4, +1 or -1 is wanted")
+    return text
+
+
+@_asks("scale", cls=_Signed)
+@click.argument("slots", metavar="N|+N|-N", callback=_slots)
+def scale_command(path: Path, slots: str, as_json: bool) -> int:
     """Have N slots, or N more or fewer than now; wait until new ones serve, or those that go have drained.
 
     A new slot gets the new connections of the clients that belong to it; open connections stay where they are. The
@@ -268,20 +322,16 @@ def scale_command(slots: str, control_socket: str | None, pid: int | None, port:
     """
     from wscluster.operate_verbs import scale
 
-    if not re.fullmatch(r"[+-]?[0-9]{1,6}", slots, re.ASCII):
-        raise click.UsageError(f"{slots!r} is no number of slots: 4, +1 or -1 is wanted", click.get_current_context())
-    return scale(find(control_socket, pid, port), slots, as_json=as_json)
+    return scale(path, slots, as_json=as_json)
 
 
-@cli.command("drain")
+@_asks("drain")
 @click.argument("slot", type=int)
-@_find_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def drain_command(slot: int, control_socket: str | None, pid: int | None, port: int | None, as_json: bool) -> int:
+def drain_command(path: Path, slot: int, as_json: bool) -> int:
     """Replace the worker of SLOT by another one, which comes first; wait until it has drained and ended."""
     from wscluster.operate_verbs import drain
 
-    return drain(find(control_socket, pid, port), slot, as_json=as_json)
+    return drain(path, slot, as_json=as_json)
 
 
 @cli.command("publish")

@@ -34,6 +34,11 @@ class Offered:
     port: int
     listener: int = 0
 
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Host and port; None on a Unix socket."""
+        return (self.host, self.port) if self.host else None
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -70,6 +75,27 @@ class Poll:
     """Primary to worker: send a `Beat` now, with this ``serial``."""
 
     serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Primary to worker: answer ``question`` with an `Answer` of the same ``serial``.
+
+    ``connections`` (with ``begin``, ``count``, ``room``, ``host``) is answered by a page of them, ``kick`` (with
+    ``id``) by whether there was such a connection.
+    """
+
+    serial: int
+    question: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Worker to primary: what was asked for with `Ask`; JSON."""
+
+    serial: int
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +245,13 @@ Packet = (
     | Bind
     | BoundAt
     | Returned
+    | Ask
+    | Answer
 )
 
 _KINDS: tuple[type[Any], ...] = (
     Start, Offer, Drain, Poll, BusAt, Ready, BootFailed, Adopted, Refused, WantBus, Beat, Ended, Bind, BoundAt,
-    Returned,
+    Returned, Ask, Answer,
 )  # fmt: skip
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
 _OFFERED = struct.Struct("!QHHB")

@@ -25,6 +25,7 @@ from wscluster.testing import Cluster
 
 SERVED = "tests.cluster.obeying:obey"
 KEYS: dict[str, set[str]] = {
+    "others": set(),
     "primary": {"pid", "version", "uptime_seconds", "listeners", "sticky", "phase"},
     "workers": {
         "slot", "id", "pid", "state", "phase", "uptime_seconds", "connections", "adopted", "messages_in",
@@ -293,6 +294,7 @@ def test_garbage_is_answered_by_an_error_and_hurts_nobody() -> None:
             assert [answer["ok"] for answer in many] == [False] * 5 + [True]
             # Too long: no line of it is kept.
             assert await asyncio.to_thread(say, path, b"x" * (MAX_LINE_BYTES * 3)) == []
+            assert await asyncio.to_thread(say, path, b"x" * (1 << 20)) == []
             assert await asyncio.to_thread(say, path, b"") == []
             await cluster.wait_status(lambda status: len(open_fds(cluster.pid)) <= before + 1)
             with pytest.raises(ControlError, match=r"refused: this primary .* knows no such request"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wscluster.gateway.fleet import Fleet
-from wscluster.gateway.fleet_words import BecameReady, Exited, StopAsked, StopForced, Ticked
+from wscluster.gateway.fleet_words import BecameReady, Exited, ReloadAsked, StopAsked, StopForced, Ticked
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.placement import ByAddress
 from wscluster.gateway.status import CPU_WINDOW_SECONDS, SUMMED, Figures, PrimaryFacts, Totals, build_status
@@ -112,6 +112,7 @@ def test_the_status_is_that_of_the_contract() -> None:
             "slow_closed": 2,
             "workers_restarted": 0,
         },
+        "others": [],
     }
     assert json.loads(json.dumps(status)) == status
 
@@ -121,8 +122,20 @@ def test_the_keys_keep_the_order_of_the_contract_for_a_person_who_reads_them() -
     before = cluster.status()
     cluster.become_ready(1, Stats())
     for status in (before, cluster.status()):
-        assert list(status) == ["primary", "workers", "bus", "totals"]
+        assert list(status) == ["primary", "workers", "bus", "totals", "others"]
         assert list(status["workers"][0])[:4] == ["slot", "id", "pid", "state"]
+
+
+def test_candidates_and_workers_that_drain_stand_beside_the_slots() -> None:
+    cluster = Cluster(2)
+    for worker in (1, 2):
+        cluster.become_ready(worker, Stats())
+    cluster.fleet.handle(ReloadAsked(), 101.0)
+    shown = [(one["slot"], one["id"], one["state"]) for one in cluster.status()["others"]]
+    assert shown == [(0, 3, "candidate")]
+    cluster.become_ready(3, Stats())
+    shown = [(one["slot"], one["id"], one["state"]) for one in cluster.status()["others"]]
+    assert shown == [(0, 1, "draining"), (1, 4, "candidate")]
 
 
 # What is not known
