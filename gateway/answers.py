@@ -48,8 +48,7 @@ class Answers:
         """
         match request:
             case {"verb": "status"}:
-                await self._poll_workers()
-                return self._status()
+                return await self.status()
             case {"verb": "bus"}:
                 return await self._bus_facts()
             case {"verb": "reload"}:
@@ -90,7 +89,9 @@ class Answers:
         states = (State.READY, State.DRAINING)
         await self.crew.poll([worker.id for worker in self.fleet.workers.values() if worker.state in states])
 
-    def _status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
+        """Return the status, in the shape that programs rely on."""
+        await self._poll_workers()
         url = self.config.bus.redis_url
         facts = PrimaryFacts(
             pid=os.getpid(),

@@ -102,6 +102,7 @@ class Ledger:
         self.adopted = 0
         self.rejected = 0
         self.placed_again = 0
+        self.refused = 0
         self.returned = 0
         """Of those that were adopted: they are adopted once more, or rejected."""
 
@@ -147,6 +148,7 @@ class Ledger:
         """``worker`` gives these back, unread."""
         state = self._workers[worker]
         refused = [state.offered.pop(number) for number in numbers if number in state.offered]
+        self.refused += len(refused)
         for pending in refused:
             pending.refused_by |= {worker}
         return self._place_again(refused, {state.slot}, now)
@@ -220,10 +222,17 @@ class Ledger:
         """Connections of each slot: open, offered and waiting."""
         return [self._load(slot) for slot in self._slots]
 
+    def waiting(self) -> list[int]:
+        """Connections that wait for each slot."""
+        return [len(slot.queue) for slot in self._slots]
+
+    def offered(self) -> int:
+        """Connections that workers were offered and have not answered for."""
+        return sum(len(worker.offered) for worker in self._workers.values())
+
     def pending(self) -> int:
         """Number of connections that are neither adopted nor rejected."""
-        waiting = sum(len(slot.queue) for slot in self._slots)
-        return waiting + sum(len(worker.offered) for worker in self._workers.values())
+        return sum(self.waiting()) + self.offered()
 
     # Decisions
 

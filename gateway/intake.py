@@ -11,6 +11,7 @@ from wscluster.config import Config, flag_of
 from wscluster.gateway import handoff
 from wscluster.gateway.admission import make_admission
 from wscluster.gateway.binding import Bound
+from wscluster.gateway.durations import Durations
 from wscluster.gateway.listener import Accepted
 from wscluster.gateway.listening import Listening
 from wscluster.gateway.peek import make_peeker
@@ -55,6 +56,8 @@ class Intake:
         self.listening.add(bound)
         self._shedder = Shedder(loop, tls=config.tls.ssl_certfile is not None)
         self._sockets: dict[int, socket.socket] = {}
+        self._accepted_at: dict[int, float] = {}
+        self.handoff_seconds = Durations()
         self._last_number = 0
 
     # What a worker says
@@ -64,6 +67,11 @@ class Intake:
         if self._admission is not None:
             self._admission.adopt(worker, numbers)
         self._hand(self.ledger.adopt(worker, numbers))
+        now = self._loop.time()
+        for number in numbers:
+            begun = self._accepted_at.pop(number, None)
+            if begun is not None:
+                self.handoff_seconds.add(now - begun)
 
     def refuse(self, worker: int, numbers: Iterable[int]) -> None:
         """``worker`` gives these connections back, unread."""
@@ -152,16 +160,18 @@ class Intake:
 
     def _accepted(self, batch: list[Accepted]) -> None:
         offers = []
+        now = self._loop.time()
         for sock, host, port, listener in batch:
             self._last_number += 1
             if self._admission is not None:
-                limit = self._admission.admit(self._last_number, host, self._loop.time())
+                limit = self._admission.admit(self._last_number, host, now)
                 if limit is not None:
                     self._turn_away(sock, limit)
                     continue
             self._sockets[self._last_number] = sock
+            self._accepted_at[self._last_number] = now
             offers.append(Offered(self._last_number, host, port, listener))
-        self._hand(self.ledger.accept(offers, self._loop.time()))
+        self._hand(self.ledger.accept(offers, now))
         if self.ledger.next_deadline() is not None:
             self._arm()
 
@@ -186,4 +196,5 @@ class Intake:
                     if self._admission is not None:
                         self._admission.reject(numbers)
                     for number in numbers:
+                        self._accepted_at.pop(number, None)
                         self._shedder.shed(self._sockets.pop(number))

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from wscluster import logs
 from wscluster.config import Config, to_json
@@ -49,6 +50,9 @@ LISTENS_NOWHERE = (
     "`wscluster serve module:app`"
 )
 
+if TYPE_CHECKING:
+    from wscluster.gateway.metrics_server import MetricsServer
+
 logger = logging.getLogger("wscluster.primary")
 
 
@@ -59,10 +63,16 @@ class Primary:
         config: What to serve or to run; ``fleet.workers`` is a number here.
         bound: Sockets to accept from; none for a program, which asks for its own.
         read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
+        metrics: The socket of the metrics port.
     """
 
     def __init__(
-        self, config: Config, bound: list[Bound], loop: asyncio.AbstractEventLoop, read_config: Callable[[], Config]
+        self,
+        config: Config,
+        bound: list[Bound],
+        loop: asyncio.AbstractEventLoop,
+        read_config: Callable[[], Config],
+        metrics: Bound | None = None,
     ) -> None:
         workers = config.fleet.workers
         assert workers is not None
@@ -107,6 +117,12 @@ class Primary:
             connections=Connections(self._fleet, self._intake.ledger, self._inquiries, config.placement.sticky),
             finished=self._finished,
         )
+        self._metrics: MetricsServer | None = None
+        if metrics is not None:
+            # Its libraries take a tenth of a second to import: only who needs them pays.
+            from wscluster.gateway.metrics import make_server
+
+            self._metrics = make_server(metrics, self._answers, self._intake)
         self._control = ControlServer(config.operate.control_socket, self._answers.answer)
         self._fault: StartError | None = None
 
@@ -123,6 +139,10 @@ class Primary:
             at_end.callback(self._asking.close)
             await self._control.start()
             try:
+                if self._metrics is not None:
+                    await self._metrics.start()
+                    logger.info("metrics and dashboard on http://%s", self._metrics.address)
+                    self._events.emit("metrics", address=self._metrics.address)
                 for name in self._intake.listening.names:
                     self._bound(name)
                 self._step(fleet.Ticked())
@@ -132,6 +152,8 @@ class Primary:
                 if self._timer is not None:
                     self._timer.cancel()
                 await self._control.close()
+                if self._metrics is not None:
+                    await self._metrics.close()
         if self._fault is not None:
             raise self._fault
         self._events.emit("stopped")

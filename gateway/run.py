@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from wscluster import logs
-from wscluster.addresses import Address, listen_addresses
+from wscluster.addresses import Address, Tcp, listen_addresses
 from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.binding import Bound, bind, take_inherited
@@ -96,16 +97,35 @@ async def _live(config: Config, inherited: dict[int, Bound], read_config: Callab
     _raise_fd_limit()
     if config.bus.redis_url is not None:
         await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
-    async with watching(config, reload):
+    async with contextlib.AsyncExitStack() as at_fault:
+        metrics = _bind_metrics(config)
+        if metrics is not None:
+            at_fault.callback(metrics.close)
+        await at_fault.enter_async_context(watching(config, reload))
         bound = bind(_addresses(config), inherited)
         if stop_asked.is_set():
             for one in bound:
                 one.close()
             return ExitCode.OK
-        primary = Primary(config, bound, loop, read_config)
+        primary = Primary(config, bound, loop, read_config, metrics)
         if os.getpid() == 1:
             OrphanReaper(loop, primary.child_pids)
         return await primary.run()
+
+
+def _bind_metrics(config: Config) -> Bound | None:
+    """Bind the metrics port before anything serves; None without ``--metrics``.
+
+    Raises:
+        StartError: It cannot be bound.
+    """
+    if not config.operate.metrics:
+        return None
+    operate = config.operate
+    (first, *others) = bind([Tcp(operate.metrics_address, operate.metrics_port)], {})
+    for other in others:
+        other.close()
+    return first
 
 
 def _addresses(config: Config) -> Sequence[Address]:

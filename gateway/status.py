@@ -8,6 +8,7 @@ from typing import Any
 from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.rolling import Worker
+from wscluster.gateway.sums import Sums, add_lists
 from wscluster.packets import Stats
 
 CPU_WINDOW_SECONDS = 0.5
@@ -19,7 +20,9 @@ KEYS = (
 )  # fmt: skip
 """What is said of each worker."""
 
-SUMMED = ("published", "delivered", "gaps", "ignored", "slow_closed")
+SUMMED = ("published", "delivered", "gaps", "ignored", "slow_closed", "bus_losses")
+KNOWN = ("messages_in", "messages_out")
+"""Summed too, where the kind of target knows them."""
 
 
 @dataclass(slots=True)
@@ -47,16 +50,36 @@ class Figures:
 class Totals:
     """Counters of workers that have exited, so that no total ever falls."""
 
-    values: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
+    values: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*SUMMED, *KNOWN), 0))
+    application: Sums = field(default_factory=Sums)
+    sizes_in: list[int] = field(default_factory=list)
+    sizes_out: list[int] = field(default_factory=list)
+    bytes_in: int = 0
+    bytes_out: int = 0
 
     def retire(self, stats: Stats | None) -> None:
         """Keep what a worker that has exited had counted; None: it never said anything."""
-        for name in SUMMED if stats is not None else ():
-            self.values[name] += getattr(stats, name)
+        if stats is None:
+            return
+        for name in self.values:
+            self.values[name] += getattr(stats, name) or 0
+        self.application.retire(stats.application)
+        for way in ("in", "out"):
+            counts, total = self.sizes([stats])[way]
+            setattr(self, f"sizes_{way}", counts)
+            setattr(self, f"bytes_{way}", total)
+
+    def sizes(self, live: list[Stats]) -> dict[str, tuple[list[int], int]]:
+        """Return the sizes of the messages of all workers there ever were, in and out, and their bytes."""
+        found = {"in": (self.sizes_in, self.bytes_in), "out": (self.sizes_out, self.bytes_out)}
+        for stats in live:
+            found["in"] = (add_lists(found["in"][0], stats.sizes_in), found["in"][1] + stats.bytes_in)
+            found["out"] = (add_lists(found["out"][0], stats.sizes_out), found["out"][1] + stats.bytes_out)
+        return found
 
     def sum(self, live: list[Stats]) -> dict[str, int]:
         """Return the counters of all workers there ever were."""
-        return {name: kept + sum(getattr(stats, name) for stats in live) for name, kept in self.values.items()}
+        return {name: kept + sum(getattr(stats, name) or 0 for stats in live) for name, kept in self.values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class Bus:
         return self._rooms.ignored
 
     @property
+    def losses(self) -> int:
+        """How often the connection to the bus was lost."""
+        return self._rooms.losses
+
+    @property
     def rooms(self) -> int:
         """Number of rooms that have members here."""
         return len(self._hub)

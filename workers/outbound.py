@@ -110,7 +110,10 @@ class Outbound(asyncio.Protocol):
             self.transport.write(build_frame(is_text, payload))
         else:
             self.write_fragment(is_text, payload, fin=True)
-        self.server.messages_out += 1
+        server, size = self.server, len(payload)
+        server.messages_out += 1
+        server.bytes_out += size
+        server.sizes_out[size.bit_length()] += 1
 
     def write_fragment(self, is_text: bool | None, payload: bytes, *, fin: bool) -> None:
         """Write one frame of a message: its first where ``is_text`` says its type, a later one where that is None."""

@@ -80,8 +80,9 @@ class HandlerServer:
         self.protocol_logger = logging.getLogger("wscluster.protocol")
         self.protocol_logger.setLevel(logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.WARNING)
         self.adopted = 0
-        self.messages_in = 0
-        self.messages_out = 0
+        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+        # At n: messages whose size has n bits.
+        self.sizes_in, self.sizes_out = [0] * 64, [0] * 64
         self.connections: set[Wire] = set()
         self.endings: Endings | None = None
         self.giving_back: GivingBack | None = None
@@ -122,7 +123,11 @@ class HandlerServer:
 
     def figures(self) -> Figures:
         """Return the figures of now."""
-        return Figures(len(self.connections), self.adopted, self.messages_in, self.messages_out)
+        return Figures(
+            len(self.connections), self.adopted, self.messages_in, self.messages_out,
+            self.sizes_in[: self.bytes_in.bit_length() + 1], self.sizes_out[: self.bytes_out.bit_length() + 1],
+            self.bytes_in, self.bytes_out,
+        )  # fmt: skip
 
     def described(self) -> Iterable[Described]:
         """Return each connection whose opening handshake is done, by its id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ class Figures:
     adopted: int
     messages_in: int | None = None
     messages_out: int | None = None
+    sizes_in: list[int] = field(default_factory=list)
+    sizes_out: list[int] = field(default_factory=list)
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 class Service(Protocol):

@@ -86,6 +86,7 @@ class SubscribedRooms:
         self._log_kept = True
         self._logs = LogReader(loop, bus.room_log_ttl, self._log_read)
         self.ignored = 0
+        self.losses = 0
 
     @property
     def connected(self) -> bool | None:
@@ -179,6 +180,7 @@ class SubscribedRooms:
     def _disconnected(self, reason: str) -> None:
         logger.warning("the bus is gone: %s; connections stay, rooms wait", reason)
         self._lost_at = self._loop.time()
+        self.losses += 1
         self._logs.cancel()
         for room in self._rooms.values():
             room.live = False

@@ -114,7 +114,12 @@ class Wire(Inbox):
             if self.protocol.eof_sent:
                 break
         if len(inbox) != before:
-            self.server.messages_in += len(inbox) - before
+            server = self.server
+            server.messages_in += len(inbox) - before
+            for received in inbox[before:]:
+                size = len(received[1])
+                server.bytes_in += size
+                server.sizes_in[size.bit_length()] += 1
             self._wake_reader()
 
     def _wait_for_turn(self) -> None:

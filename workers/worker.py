@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from wscluster import context
+from wscluster import context, metrics
 from wscluster.config import Config
 from wscluster.control_paths import default_path
 from wscluster.errors import ExitCode
@@ -248,6 +248,12 @@ class Worker:
             ignored=bus.ignored,
             slow_closed=bus.slow_closed,
             bus_connected=bus.connected,
+            bus_losses=bus.losses,
+            sizes_in=figures.sizes_in,
+            sizes_out=figures.sizes_out,
+            bytes_in=figures.bytes_in,
+            bytes_out=figures.bytes_out,
+            application=metrics.registry.snapshot(),
         )
 
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wscluster import metrics
     from wscluster.api import Connection, Gap, Joined, Message, ThisWorker
     from wscluster.context import publish, subscribe
     from wscluster.errors import BusUnavailable, NotInWorker, WsclusterError
@@ -53,6 +54,7 @@ __all__ = [
     "WsclusterError",
     "basic_auth",
     "lifespan",
+    "metrics",
     "process_request",
     "process_response",
     "publish",
@@ -65,6 +67,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        module = globals()[name] = importlib.import_module("wscluster.metrics")
+        return module
     if name == "this_worker":
         context = importlib.import_module("wscluster.context")
         return context.current("wscluster.this_worker").this_worker

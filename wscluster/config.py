@@ -250,6 +250,11 @@ class Operate:
         None, "Log a line for each request, or for each WebSocket and its end.", switch=True, only="serve",
         kinds={"handlers": False, "ASGI": True},
     )  # fmt: skip
+    metrics: bool = option(
+        False, "Serve /metrics, /healthz, /readyz and the dashboard on the metrics port.", switch=True, fixed=True
+    )
+    metrics_address: str = option("127.0.0.1", "Address of the metrics port.", metavar="HOST", fixed=True)
+    metrics_port: int = option(9464, "The metrics port; 0 lets the kernel choose.", low=0, high=65535, fixed=True)
     ready_fd: int | None = option(
         None, "File descriptor that gets one JSON object a line for each event.", low=0, fixed=True
     )

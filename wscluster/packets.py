@@ -219,6 +219,14 @@ class Stats:
     ignored: int = 0
     slow_closed: int = 0
     bus_connected: bool | None = None
+    bus_losses: int = 0
+    sizes_in: list[int] = field(default_factory=list)
+    """How many messages have a size of so many bits: at 3 those of 4 to 7 bytes. Of the wire's, not of rooms'."""
+    sizes_out: list[int] = field(default_factory=list)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    application: list[Any] = field(default_factory=list)
+    """What `metrics.Registry.snapshot` says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def test_inside_a_worker_the_public_functions_reach_it(worker: SimpleNamespace) 
 def test_every_public_name_is_there(name: str) -> None:
     vars(wscluster).pop(name, None)
     value = getattr(wscluster, name)
-    assert value.__name__ == name
+    assert value.__name__.removeprefix("wscluster.") == name
     assert vars(wscluster)[name] is value
 
 

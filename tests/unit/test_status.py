@@ -11,7 +11,7 @@ from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.fleet_words import BecameReady, Exited, ReloadAsked, StopAsked, StopForced, Ticked
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.placement import ByAddress
-from wscluster.gateway.status import CPU_WINDOW_SECONDS, SUMMED, Figures, PrimaryFacts, Totals, build_status
+from wscluster.gateway.status import CPU_WINDOW_SECONDS, KNOWN, SUMMED, Figures, PrimaryFacts, Totals, build_status
 from wscluster.packets import Offered, Stats
 
 FACTS = PrimaryFacts(
@@ -239,7 +239,7 @@ def test_totals_do_not_fall_when_a_worker_exits_and_its_replacement_begins_at_no
 def test_a_worker_that_never_beat_adds_nothing_when_it_exits() -> None:
     totals = Totals()
     totals.retire(Figures(1).stats)
-    assert totals.sum([]) == dict.fromkeys(SUMMED, 0)
+    assert totals.sum([]) == dict.fromkeys((*SUMMED, *KNOWN), 0)
 
 
 beats = st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.integers(0, 9), st.booleans()), max_size=40)

@@ -1,0 +1,62 @@
+"""Gathers what the metrics port shows, from the parts of the primary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from wscluster.gateway.answers import Answers
+from wscluster.gateway.binding import Bound
+from wscluster.gateway.exposition import Facts, expose
+from wscluster.gateway.intake import Intake
+from wscluster.gateway.metrics_server import MetricsServer, Readiness
+from wscluster.packets import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What is shown, as it is now."""
+
+    answers: Answers
+    intake: Intake
+
+    async def status(self) -> dict[str, Any]:
+        """Return what `wscluster status --json` says."""
+        return await self.answers.status()
+
+    async def text(self) -> bytes:
+        """Return the text of `/metrics`."""
+        status = await self.status()
+        fleet, crew, ledger = self.answers.fleet, self.answers.crew, self.intake.ledger
+        said = [crew.figures[worker].stats for worker in fleet.workers if worker in crew.figures]
+        live: list[Stats] = [stats for stats in said if stats is not None]
+        totals = crew.totals
+        return expose(
+            Facts(
+                status=status,
+                counters=dict(totals.sum(live)),
+                ledger={
+                    "accepted": ledger.accepted, "adopted": ledger.adopted, "rejected": ledger.rejected,
+                    "refused": ledger.refused, "returned": ledger.returned, "placed_again": ledger.placed_again,
+                },
+                waiting=ledger.waiting(),
+                offered=ledger.offered(),
+                sizes=totals.sizes(live),
+                handoff=self.intake.handoff_seconds.shown(),
+                application=totals.application.sum([stats.application for stats in live]),
+            )
+        )  # fmt: skip
+
+    def readiness(self) -> Readiness:
+        """Return whether the node takes clients, from what is known without asking anybody."""
+        fleet, crew = self.answers.fleet, self.answers.crew
+        said = [crew.figures[worker].stats for worker in fleet.workers if worker in crew.figures]
+        connected = [stats.bus_connected for stats in said if stats is not None and stats.bus_connected is not None]
+        bus = "unused" if not connected else "connected" if all(connected) else "disconnected"
+        return Readiness(fleet.listening, len(set(fleet.ready_slots())), len(fleet.slots), bus)
+
+
+def make_server(bound: Bound, answers: Answers, intake: Intake) -> MetricsServer:
+    """Return the server of the metrics port."""
+    metrics = Metrics(answers, intake)
+    return MetricsServer(bound.sock, metrics.status, metrics.text, metrics.readiness)

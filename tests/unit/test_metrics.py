@@ -1,0 +1,116 @@
+"""The application's own numbers, and their sums over workers that come and go."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wscluster.gateway.sums import Sums, add_lists
+from wscluster.metrics import MAX_SERIES, CounterFamily, Family, GaugeFamily, HistogramFamily, Registry
+
+
+def make(registry: Registry, kind: str, name: str, labels: tuple[str, ...] = (), bounds: tuple[float, ...] = ()) -> Any:
+    kinds: dict[str, type[Family[Any]]] = {
+        "counter": CounterFamily, "gauge": GaugeFamily, "histogram": HistogramFamily,
+    }  # fmt: skip
+    cls = kinds[kind]
+    return registry.family(cls, kind, name, "what it is", labels, bounds)
+
+
+def test_a_counter_grows_and_loses_its_total() -> None:
+    registry = Registry()
+    moves = make(registry, "counter", "moves_total", ("game",))
+    moves.labels("chess").inc()
+    moves.labels(game="chess").inc(2)
+    moves.labels("go").inc()
+    assert registry.snapshot() == [["counter", "moves", "what it is", ["game"], [], [[["chess"], 3.0], [["go"], 1.0]]]]
+    with pytest.raises(ValueError, match="grows by 0 or more"):
+        moves.labels("chess").inc(-1)
+    with pytest.raises(ValueError, match="grows by 0 or more"):
+        moves.labels("chess").inc(float("nan"))
+    for wrong in ((), ("a", "b")):
+        with pytest.raises(ValueError, match="has the labels game"):
+            moves.labels(*wrong)
+    with pytest.raises(ValueError, match="has the labels game"):
+        moves.labels(player="x")
+    with pytest.raises(ValueError, match="has the labels game"):
+        moves.inc()
+
+
+def test_a_gauge_goes_up_and_down_and_a_histogram_counts() -> None:
+    registry = Registry()
+    players = make(registry, "gauge", "players")
+    players.inc(5)
+    players.dec(2)
+    players.set(players.labels().value + 1)
+    seconds = make(registry, "histogram", "seconds", (), (2.0, 1.0))
+    for value in (0.5, 1.0, 1.5, 99.0):
+        seconds.observe(value)
+    assert [one[5] for one in registry.snapshot()] == [[[[], 4.0]], [[[], [[2, 1, 1], 102.0]]]]
+    assert json.loads(json.dumps(registry.snapshot())) == registry.snapshot()
+
+
+def test_the_same_name_is_the_same_metric_and_never_another_kind() -> None:
+    registry = Registry()
+    first = make(registry, "counter", "moves")
+    assert make(registry, "counter", "moves_total") is first
+    with pytest.raises(ValueError, match="moves is a counter"):
+        make(registry, "gauge", "moves")
+    with pytest.raises(ValueError, match="moves is a counter"):
+        make(registry, "counter", "moves", ("game",))
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a-b", "wscluster_connections", "a b", "é"])
+def test_what_cannot_be_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a metric"):
+        make(Registry(), "counter", name)
+
+
+def test_what_cannot_be_labels_is_refused() -> None:
+    for labels in ("game", ("a-b",), ("__name__",), ("1",)):
+        with pytest.raises(ValueError, match="cannot be the labels"):
+            Registry().family(CounterFamily, "counter", "moves", "", labels, ())
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    registry = Registry()
+    moves = make(registry, "counter", "moves", ("player",))
+    for player in range(MAX_SERIES + 5):
+        moves.labels(player).inc()
+    assert registry.dropped
+    assert len(registry.snapshot()[0][5]) == MAX_SERIES
+
+
+def test_sums_never_fall_when_a_worker_goes_and_a_gauge_ends_with_it() -> None:
+    sums = Sums()
+    said = [
+        ["counter", "moves", "", ["game"], [], [[["chess"], 3.0]]],
+        ["gauge", "players", "", [], [], [[[], 2.0]]],
+        ["histogram", "seconds", "", [], [1.0], [[[], [[2, 1], 5.0]]]],
+    ]
+    both = {one.name: one.values for one in sums.sum([said, said])}
+    assert both == {"moves": {("chess",): 6.0}, "players": {(): 4.0}, "seconds": {(): [[4, 2], 10.0]}}
+    sums.retire(said)
+    after = {one.name: one.values for one in sums.sum([said])}
+    assert after == {"moves": {("chess",): 6.0}, "players": {(): 2.0}, "seconds": {(): [[4, 2], 10.0]}}
+    sums.retire(said)
+    assert {one.name for one in sums.sum([])} == {"moves", "seconds"}
+    assert sums.sum([])[0].values == {("chess",): 6.0}, "asking changes nothing"
+    assert sums.sum([])[0].values == {("chess",): 6.0}
+
+
+def test_a_release_that_gives_a_name_another_meaning_does_not_mix_them() -> None:
+    sums = Sums()
+    sums.retire([["counter", "moves", "", [], [], [[[], 3.0]]]])
+    (moves,) = sums.sum([[["counter", "moves", "", ["game"], [], [[["chess"], 1.0]]]]])
+    assert moves.values == {(): 3.0}
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_lists_are_added_place_by_place(one: list[int], other: list[int]) -> None:
+    added = add_lists(one, other)
+    assert len(added) == max(len(one), len(other))
+    assert sum(added) == sum(one) + sum(other)
+    assert add_lists(other, one) == added
