@@ -47,7 +47,7 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     _open_standard_streams()
     if config.operate.ready_fd is not None:
         claim_fd(config.operate.ready_fd)
-    logs.set_up(config.operate.log_level, "primary")
+    logs.set_up(config.operate.log_level, "primary", config.operate.log_format)
     make_context(config.tls)  # the workers make their own; what is wrong is said before anything is bound
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))

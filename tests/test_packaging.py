@@ -64,7 +64,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules(folder: str) -> set[str]:
-    return {f"wscluster/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    shipped = (path for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".html"})
+    return {f"wscluster/{folder}/{path.name}" for path in shipped}
 
 
 def expected() -> set[str]:

@@ -11,7 +11,7 @@ import logging
 import os
 import traceback
 
-from wscluster.logs import LineFormatter
+from wscluster.logs import LineFormatter, make_formatter
 
 SERVER, LIFESPAN = os.path.join("uvicorn", "server.py"), os.path.join("uvicorn", "lifespan", "on.py")
 """The modules of uvicorn that log the steps of its own life."""
@@ -33,7 +33,7 @@ class AsgiLog(logging.Filter):
         self._steps_too = level == "debug"
         self._caught: list[str] | None = None
         ours = logging.getLogger("uvicorn")
-        ours.handlers[:] = [_handler(LineFormatter(who))]
+        ours.handlers[:] = [_handler(make_formatter(who))]
         ours.propagate = False
         for logger in (ours, *(logging.getLogger(f"uvicorn.{name}") for name in ("error", "access", "asgi"))):
             logger.setLevel(level.upper())
@@ -41,7 +41,7 @@ class AsgiLog(logging.Filter):
         access = logging.getLogger("uvicorn.access")
         access.propagate = False
         # uvicorn makes no line where nobody would hear it.
-        access.handlers[:] = [_handler(_AccessFormatter(who))] if access_log else []
+        access.handlers[:] = [_handler(make_formatter(who, _AccessFormatter))] if access_log else []
 
     def catch(self) -> None:
         """Keep the errors of the app's lifespan from the log until `caught`."""

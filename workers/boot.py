@@ -186,7 +186,7 @@ def run(link_fd: int) -> int:
     if config.reload.reload:
         # A file that is saved twice within a second, with the same size, would be taken for the one of before.
         sys.dont_write_bytecode = True
-    logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}")
+    logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}", config.operate.log_format)
     if config.run:
         from wscluster.workers.program import Program
 

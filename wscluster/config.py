@@ -246,6 +246,7 @@ class Operate:
     log_level: str = option(
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical")
     )
+    log_format: str = option("text", "How a line of the log is written.", choices=("text", "json"), fixed=True)
     access_log: bool | None = option(
         None, "Log a line for each request, or for each WebSocket and its end.", switch=True, only="serve",
         kinds={"handlers": False, "ASGI": True},

@@ -36,6 +36,7 @@ VALUES = {
     "timeout_worker_healthcheck": "1m",
     "worker_startup_timeout": "59.5",
     "drain_rate": "100",
+    "log_format": "json",
     "metrics": "true",
     "metrics_address": "127.0.0.2",
     "metrics_port": "0",

@@ -38,7 +38,7 @@ DEFAULTS = """
 --redis-prefix wscluster --ws-per-message-deflate true --app-dir .
 --proxy-protocol off --proxy-allow-from 127.0.0.0/8,::1/128 --proxy-headers true --forwarded-allow-ips 127.0.0.1,::1
 --interface auto --ws-message-timeout 20 --factory false --lifespan auto --timeout-keep-alive 5 --server-header true
---metrics false --metrics-address 127.0.0.1 --metrics-port 9464
+--log-format text --metrics false --metrics-address 127.0.0.1 --metrics-port 9464
 --date-header true --reload false --reload-delay 0.25
 """
 KINDS = {

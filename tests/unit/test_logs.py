@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -190,3 +192,47 @@ def test_no_last_resort_is_no_fault(stderr: io.StringIO, monkeypatch: pytest.Mon
         monkeypatch.setattr(logging, "lastResort", None)
         logs.guard_root("worker 1 slot 0")
         assert root.handlers == []
+
+
+def test_json_is_one_object_a_line_whatever_was_logged(stderr: io.StringIO) -> None:
+    logs.set_up("debug", "worker 3 slot 0", "json")
+    try:
+        try:
+            raise ValueError(EVIL)
+        except ValueError:
+            logging.getLogger("wscluster.worker").exception("failed: %s", EVIL)
+        logging.getLogger("wscluster.worker").info("fine")
+        first, second = (json.loads(line) for line in stderr.getvalue().splitlines())
+        assert (first["level"], first["role"], first["worker"], first["slot"]) == ("error", "worker", 3, 0)
+        assert first["message"] == f"failed: {EVIL}"
+        assert "ValueError" in first["exception"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+        assert second.keys() == {"time", "level", "role", "worker", "slot", "message"}
+        assert (
+            json.loads(logs.JsonFormatter("primary").format(logging.makeLogRecord({"msg": "x"})))["role"] == "primary"
+        )
+    finally:
+        logs.set_up("debug", "primary")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("variable", "coloured"), [(None, True), (("NO_COLOR", "1"), False), (("TERM", "dumb"), False)]
+)
+def test_a_level_is_coloured_on_a_terminal_unless_somebody_wants_none(
+    monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str] | None, coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    if variable is not None:
+        monkeypatch.setenv(*variable)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    formatter = logs.make_formatter("primary")
+    record = logging.makeLogRecord({"levelname": "WARNING", "msg": f"careful {EVIL}"})
+    text = formatter.format(record)
+    assert (" \x1b[33mWARNING\x1b[0m primary | careful" in text) == coloured
+    assert text.count("\x1b") == (2 if coloured else 0), "what a client sent is escaped as ever"
