@@ -196,6 +196,9 @@ def test_no_last_resort_is_no_fault(stderr: io.StringIO, monkeypatch: pytest.Mon
 
 def test_json_is_one_object_a_line_whatever_was_logged(stderr: io.StringIO) -> None:
     logs.set_up("debug", "worker 3 slot 0", "json")
+    (handler,) = logging.getLogger("wscluster").handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(stderr)
     try:
         try:
             raise ValueError(EVIL)
