@@ -9,6 +9,7 @@ import logging
 import os
 import select
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from wscluster.errors import ExitCode, StartError
@@ -47,10 +48,17 @@ class EventLog:
 
     Args:
         fd: A descriptor that `claim_fd` has taken, or None for no events.
+        observe: Called with the name and the facts of each event.
     """
 
-    def __init__(self, fd: int | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        fd: int | None,
+        loop: asyncio.AbstractEventLoop,
+        observe: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+    ) -> None:
         self._fd = fd
+        self._observe = observe
         self._loop = loop
         self._waiting: deque[bytes] = deque()
         self._writing = False
@@ -58,6 +66,7 @@ class EventLog:
 
     def emit(self, event: str, **facts: Any) -> None:
         """Write one line: ``{"event": …}`` and ``facts``."""
+        self._observe(event, facts)
         if self._fd is None:
             return
         line = json.dumps({"event": event, **facts}, separators=(",", ":")).encode() + b"\n"

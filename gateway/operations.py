@@ -155,6 +155,7 @@ class Operations:
         match command:
             case words.Reloading(phase):
                 logger.info("reloading, phase %d", phase)
+                self.events.emit("reloading", phase=phase)
                 self.boot_faults.show_again()
                 self._last_config = self.config
                 self._configure(self._next_config)

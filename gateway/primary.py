@@ -27,6 +27,7 @@ from wscluster.gateway.inquiries import Inquiries
 from wscluster.gateway.intake import Intake
 from wscluster.gateway.operations import Operations
 from wscluster.gateway.redis_server import RedisServer
+from wscluster.gateway.systemd import Notifier
 from wscluster.loops import loop_name
 from wscluster.packets import (
     Adopted,
@@ -92,7 +93,8 @@ class Primary:
         )
         self._intake = Intake(config, bound, loop, self._crew.send, self._arm)
         self._asking = Asking(loop, self._intake.listening, self._tell_bound, self._bound)
-        self._events = EventLog(config.operate.ready_fd, loop)
+        self._notifier = Notifier(loop)
+        self._events = EventLog(config.operate.ready_fd, loop, self._notifier.event)
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
@@ -134,6 +136,7 @@ class Primary:
         """
         with contextlib.ExitStack() as at_end:
             at_end.callback(self._intake.close)
+            at_end.callback(self._notifier.close)
             at_end.callback(self._bus.close)
             at_end.callback(self._intake.stop_accepting)
             at_end.callback(self._asking.close)
@@ -226,6 +229,7 @@ class Primary:
             case fleet.Listen():
                 self._listen()
             case fleet.StopListening():
+                self._events.emit("stopping")
                 self._intake.stop()
             case fleet.Finish(exit_code):
                 self._finish(exit_code)

@@ -21,6 +21,7 @@ from wscluster.gateway.cpus import count_cpus
 from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
+from wscluster.gateway.systemd import take_listen_fds
 from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
@@ -52,16 +53,22 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
     # Before the loop opens descriptors of its own.
-    inherited = take_inherited(_addresses(config))
+    addresses = _addresses(config)
+    inherited = take_inherited(addresses)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            return runner.run(_live(config, inherited, read_config))
+            return runner.run(_live(config, addresses, inherited, read_config))
         finally:
             for bound in inherited.values():
                 bound.close()
 
 
-async def _live(config: Config, inherited: dict[int, Bound], read_config: Callable[[], Config]) -> int:
+async def _live(
+    config: Config,
+    addresses: Sequence[Address],
+    inherited: dict[int, Bound],
+    read_config: Callable[[], Config],
+) -> int:
     loop = asyncio.get_running_loop()
     primary: Primary | None = None
     stop_asked = asyncio.Event()
@@ -102,7 +109,7 @@ async def _live(config: Config, inherited: dict[int, Bound], read_config: Callab
         if metrics is not None:
             at_fault.callback(metrics.close)
         await at_fault.enter_async_context(watching(config, reload))
-        bound = bind(_addresses(config), inherited)
+        bound = bind(addresses, inherited)
         if stop_asked.is_set():
             for one in bound:
                 one.close()
@@ -129,8 +136,16 @@ def _bind_metrics(config: Config) -> Bound | None:
 
 
 def _addresses(config: Config) -> Sequence[Address]:
-    """Return where to listen before any worker has started: a program says so itself, once it runs."""
-    return () if config.run else listen_addresses(config.listen)
+    """Return where to listen before any worker has started: a program says so itself, once it runs.
+
+    What systemd has opened comes before ``--host`` and ``--port``, and after what is said more exactly.
+    """
+    handed = take_listen_fds()
+    if config.run:
+        return ()
+    if handed and not config.listen.bind and config.listen.uds is None and config.listen.fd is None:
+        return handed
+    return listen_addresses(config.listen)
 
 
 async def _probe_bus(url: str, timeout: float, stop_asked: asyncio.Event) -> None:
