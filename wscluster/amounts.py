@@ -14,13 +14,13 @@ def show_amount(value: float | None, exact_below: int = 100_000) -> str:
     if value is None or value < exact_below:
         return show_number(value)
     scaled = float(value)
-    for unit in "kMGTPE":
+    for unit in "kMGTP":
         scaled /= 1000
         if scaled < 9.95:
             return f"{scaled:.1f}{unit}"
-        if scaled < 999.5 or unit == "E":
+        if scaled < 999.5:
             return f"{scaled:.0f}{unit}"
-    raise AssertionError("the last unit takes everything")
+    return f"{scaled / 1000:.0f}E"
 
 
 def show_lag(seconds: float | None) -> str:

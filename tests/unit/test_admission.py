@@ -34,6 +34,20 @@ def test_an_end_makes_room_for_one() -> None:
     assert admission.open == 1
 
 
+def test_one_that_comes_back_under_another_number_counts_whatever_the_limits_say_until_it_ends() -> None:
+    admission = Admission(Listen(limit_connections=1, limit_connections_per_ip=1))
+    assert admission.admit(1, "192.0.2.1", 0.0) is None
+    admission.adopt(7, [1])
+    admission.readmit(2, "192.0.2.1")
+    admission.readmit(3, "")
+    admission.end(7, [1])
+    assert admission.open == 2
+    assert admission.admit(4, "192.0.2.1", 0.0) == "limit_connections"
+    admission.adopt(8, [2, 3])
+    admission.end(8, [2, 3])
+    assert (admission.open, admission.addresses) == (0, 0)
+
+
 def test_an_end_told_twice_or_by_another_worker_changes_nothing() -> None:
     admission = Admission(Listen(limit_connections=2))
     for number in (1, 2):

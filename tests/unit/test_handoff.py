@@ -332,3 +332,51 @@ def test_without_stickiness_connections_wait_where_no_slot_has_a_worker(chooser:
         numbers for slot in range(3) for _, _, numbers in numbers_of(ledger.route(slot, worker_of(slot)))
     )
     assert sorted(handed) == span(1, 30)
+
+
+# Slots that come and go, connections that come back
+
+
+def test_a_new_slot_is_passed_over_until_it_has_a_worker_and_then_only_its_keys_move() -> None:
+    ledger = ledger_of(2)
+    hosts = [f"198.51.100.{number}" for number in range(60)]
+    before = {host: ledger.order(host)[0] for host in hosts}
+    assert ledger.resize(3, ByAddress(3), 0.0) == []
+    for number, host in enumerate(hosts, 1):
+        (handed,) = ledger.accept(connections(number, host=host), 0.0)
+        assert isinstance(handed, HandOff)
+        assert handed.worker == worker_of(before[host])
+        ledger.adopt(handed.worker, [number])
+    ledger.route(2, worker_of(2))
+    moved = [host for host in hosts if ledger.order(host)[0] != before[host]]
+    assert moved
+    assert {ledger.order(host)[0] for host in moved} == {2}
+
+
+def test_what_waits_for_a_slot_that_goes_is_placed_again() -> None:
+    ledger = ledger_of(3, live=[0])
+    host = next(host for host in (f"198.51.100.{i}" for i in range(99)) if rank(sticky_key(host), 3)[0] == 2)
+    assert ledger.accept(connections(1, host=host), 0.0) == []
+    assert ledger.waiting() == [0, 0, 1]
+    assert numbers_of(ledger.resize(1, ByAddress(1), 0.0)) == [("hand off", worker_of(0), [1])]
+
+
+def test_what_a_worker_of_a_slot_that_is_gone_was_offered_is_its_own_until_it_answers() -> None:
+    ledger = ledger_of(2)
+    host = next(host for host in (f"198.51.100.{i}" for i in range(99)) if rank(sticky_key(host), 2)[0] == 1)
+    ledger.accept(connections(1, 2, host=host), 0.0)
+    ledger.unroute(1, worker_of(1), 0.0)
+    assert ledger.resize(1, ByAddress(1), 0.0) == []
+    assert numbers_of(ledger.adopt(worker_of(1), [1])) == [("release", None, [1])]
+    assert numbers_of(ledger.end(worker_of(1), 0.0)) == [("hand off", worker_of(0), [2])]
+
+
+def test_what_was_adopted_and_comes_back_goes_to_the_successor_and_is_counted_apart() -> None:
+    ledger = ledger_of(1)
+    ledger.accept(connections(1), 0.0)
+    ledger.adopt(worker_of(0), [1])
+    ledger.route(0, 99)
+    assert numbers_of(ledger.give_back(worker_of(0), connections(2), 0.0)) == [("hand off", 99, [2])]
+    ledger.adopt(99, [2])
+    assert (ledger.accepted, ledger.adopted, ledger.returned, ledger.placed_again) == (1, 2, 1, 1)
+    assert ledger.pending() == 0

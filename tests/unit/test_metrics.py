@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wscluster import metrics
+from wscluster.gateway import sums as sums_module
 from wscluster.gateway.sums import Sums, add_lists
 from wscluster.metrics import MAX_SERIES, CounterFamily, Family, GaugeFamily, HistogramFamily, Registry
 
@@ -114,3 +116,25 @@ def test_lists_are_added_place_by_place(one: list[int], other: list[int]) -> Non
     assert len(added) == max(len(one), len(other))
     assert sum(added) == sum(one) + sum(other)
     assert add_lists(other, one) == added
+
+
+def test_the_functions_of_the_package_make_them_in_the_registry_of_the_process() -> None:
+    before = set(metrics.registry.families)
+    try:
+        metrics.counter("unit_moves_total", "Moves.", ["game"]).labels("chess").inc()
+        metrics.gauge("unit_players").set(3)
+        metrics.histogram("unit_seconds", buckets=[1]).observe(2)
+        found = {one[1]: one[5] for one in metrics.registry.snapshot() if one[1].startswith("unit_")}
+        assert found == {
+            "unit_moves": [[["chess"], 1.0]], "unit_players": [[[], 3.0]], "unit_seconds": [[[], [[0, 1], 2.0]]],
+        }  # fmt: skip
+    finally:
+        for name in set(metrics.registry.families) - before:
+            del metrics.registry.families[name]
+
+
+def test_the_series_of_all_workers_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums_module, "MAX_SERIES", 2)
+    said = ["counter", "moves", "", ["game"], [], [[["a"], 1.0], [["b"], 1.0], [["c"], 1.0]]]
+    (moves,) = Sums().sum([[said], [said]])
+    assert moves.values == {("a",): 2.0, ("b",): 2.0}

@@ -162,3 +162,8 @@ def test_a_failed_boot_is_told_however_long_its_reason_is() -> None:
 def test_surrogates_in_a_reason_survive_and_in_a_traceback_become_question_marks() -> None:
     packet = decode(encode(BootFailed(4, "caf\udce9", "caf\udce9")))
     assert packet == BootFailed(4, "caf\udce9", "caf?")
+
+
+def test_a_connection_of_a_unix_socket_has_no_client() -> None:
+    assert Offered(1, "192.0.2.1", 5).client == ("192.0.2.1", 5)
+    assert Offered(1, "", 0).client is None

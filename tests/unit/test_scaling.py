@@ -130,6 +130,15 @@ def test_a_reload_goes_on_without_the_slots_that_have_gone() -> None:
     assert fleet.rolling is None
 
 
+def test_a_reload_whose_slot_that_goes_has_lost_its_candidate_goes_on_too() -> None:
+    fleet = ready_fleet(3)
+    fleet.handle(ReloadAsked(), 0.0)
+    fleet.handle(BecameReady(4), 1.0)
+    assert fleet.rolling is not None
+    del fleet.workers[5]
+    assert fleet.handle(ScaleAsked(1), 2.0)[-1] == Reloaded(2)
+
+
 def test_a_slot_that_comes_during_a_reload_has_the_new_code() -> None:
     fleet = ready_fleet(1)
     fleet.handle(ReloadAsked(), 0.0)
