@@ -63,6 +63,7 @@ class EventLog:
         self._waiting: deque[bytes] = deque()
         self._writing = False
         self._complained = False
+        self._drained: asyncio.Future[None] | None = None
 
     def emit(self, event: str, **facts: Any) -> None:
         """Write one line: ``{"event": …}`` and ``facts``."""
@@ -76,6 +77,12 @@ class EventLog:
         self._waiting.append(line)
         if not self._writing:
             self._write()
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until everything is written, or for ``timeout`` seconds."""
+        if self._waiting and self._fd is not None:
+            self._drained = self._loop.create_future()
+            await asyncio.wait([self._drained], timeout=timeout)
 
     def close(self) -> None:
         """Write no more. The descriptor stays open: it is whose it was."""
@@ -100,6 +107,8 @@ class EventLog:
                 self.close()
                 return
             self._waiting.popleft()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
         self._stop_writing()
 
     def _stop_writing(self) -> None:

@@ -15,12 +15,17 @@ from wscluster.gateway import fleet_words as words
 from wscluster.gateway.boot_faults import BootFaults
 from wscluster.gateway.control import InvalidRequest
 from wscluster.gateway.events import EventLog
-from wscluster.gateway.fleet import Fleet
+from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.reconfig import reconfigure
 from wscluster.gateway.recycling import Recycler
 from wscluster.gateway.reloads import Outcome, Reloads, Tell
 from wscluster.gateway.scaling import refuse_scale
 from wscluster.packets import Stats
+
+LISTENS_NOWHERE = (
+    ": the program listens nowhere, or blocks its event loop; one that binds or accepts by itself is served with "
+    "`wscluster serve module:app`"
+)
 
 logger = logging.getLogger("wscluster.primary")
 
@@ -245,6 +250,21 @@ class Operations:
         refused: asyncio.Future[Outcome] = self.loop.create_future()
         refused.set_result(Outcome(phase, reason))
         return refused
+
+
+def make_fleet(config: Config) -> Fleet:
+    """Return the fleet that ``config`` asks for; ``fleet.workers`` is a number."""
+    limits = config.fleet
+    assert limits.workers is not None
+    return Fleet(
+        limits.workers,
+        limits.worker_startup_timeout,
+        limits.timeout_worker_healthcheck,
+        limits.graceful_timeout,
+        exit_timeout=PROGRAM_EXIT_SECONDS if config.run else EXIT_SECONDS,
+        late_hint=LISTENS_NOWHERE if config.run else "",
+        patient=config.reload.reload,
+    )
 
 
 def make_recycler(config: Config) -> Recycler:

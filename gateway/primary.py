@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wscluster import logs
 from wscluster.config import Config, to_json
@@ -22,10 +22,9 @@ from wscluster.gateway.connections import Connections
 from wscluster.gateway.control import ControlServer, InvalidRequest
 from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
-from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.inquiries import Inquiries
 from wscluster.gateway.intake import Intake
-from wscluster.gateway.operations import Operations
+from wscluster.gateway.operations import Operations, make_fleet
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.systemd import Notifier
 from wscluster.loops import loop_name
@@ -46,12 +45,8 @@ from wscluster.packets import (
     WantBus,
 )
 
-LISTENS_NOWHERE = (
-    ": the program listens nowhere, or blocks its event loop; one that binds or accepts by itself is served with "
-    "`wscluster serve module:app`"
-)
-
 if TYPE_CHECKING:
+    from wscluster.gateway.event_helper import EventHelper
     from wscluster.gateway.metrics_server import MetricsServer
 
 logger = logging.getLogger("wscluster.primary")
@@ -65,6 +60,7 @@ class Primary:
         bound: Sockets to accept from; none for a program, which asks for its own.
         read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
         metrics: The socket of the metrics port.
+        helper: Gets each event too.
     """
 
     def __init__(
@@ -74,27 +70,19 @@ class Primary:
         loop: asyncio.AbstractEventLoop,
         read_config: Callable[[], Config],
         metrics: Bound | None = None,
+        helper: EventHelper | None = None,
     ) -> None:
-        workers = config.fleet.workers
-        assert workers is not None
         self.loop = loop
         self._config = config
-        self._fleet = Fleet(
-            workers,
-            config.fleet.worker_startup_timeout,
-            config.fleet.timeout_worker_healthcheck,
-            config.fleet.graceful_timeout,
-            exit_timeout=PROGRAM_EXIT_SECONDS if config.run else EXIT_SECONDS,
-            late_hint=LISTENS_NOWHERE if config.run else "",
-            patient=config.reload.reload,
-        )
+        self._fleet = make_fleet(config)
         self._crew = Crew(
             loop, to_json(config), self._received, self._link_ended, self._exited, own_groups=bool(config.run)
         )
         self._intake = Intake(config, bound, loop, self._crew.send, self._arm)
         self._asking = Asking(loop, self._intake.listening, self._tell_bound, self._bound)
         self._notifier = Notifier(loop)
-        self._events = EventLog(config.operate.ready_fd, loop, self._notifier.event)
+        self._helper = helper
+        self._events = EventLog(config.operate.ready_fd, loop, self._observe)
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
@@ -195,8 +183,14 @@ class Primary:
         self._step(fleet.StopForced())
 
     def child_pids(self) -> set[int]:
-        """Return the processes that are this one's own: its workers and the private Valkey."""
-        return self._crew.pids() | {self._bus.pid or 0}
+        """Return the processes that are this one's own: its workers, the private Valkey, the one of ``--on-event``."""
+        helper = None if self._helper is None else self._helper.pid
+        return self._crew.pids() | {self._bus.pid or 0, helper or 0}
+
+    def _observe(self, event: str, facts: dict[str, Any]) -> None:
+        self._notifier.event(event, facts)
+        if self._helper is not None:
+            self._helper.event(event, facts)
 
     # Decisions and what follows from them
 

@@ -18,6 +18,7 @@ from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.binding import Bound, bind, take_inherited
 from wscluster.gateway.cpus import count_cpus
+from wscluster.gateway.event_helper import start_event_helper
 from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.primary import Primary
@@ -108,13 +109,16 @@ async def _live(
         metrics = _bind_metrics(config)
         if metrics is not None:
             at_fault.callback(metrics.close)
+        helper = await start_event_helper(config, loop)
+        if helper is not None:
+            at_fault.push_async_callback(helper.close)
         await at_fault.enter_async_context(watching(config, reload))
         bound = bind(addresses, inherited)
         if stop_asked.is_set():
             for one in bound:
                 one.close()
             return ExitCode.OK
-        primary = Primary(config, bound, loop, read_config, metrics)
+        primary = Primary(config, bound, loop, read_config, metrics, helper)
         if os.getpid() == 1:
             OrphanReaper(loop, primary.child_pids)
         return await primary.run()

@@ -67,7 +67,7 @@ def load_target(config: Config) -> Target | App:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = config.target
-    module, value = _import_path(name, folder)
+    module, value = import_path(name, folder)
     interface = config.operate.interface
     who = repr(name)
     if config.asgi.factory:
@@ -125,7 +125,7 @@ def _refuse_given(text: str, group: Any, names: Iterable[str]) -> None:
         raise TargetError(text.format(", ".join(given)).replace(" is for", " are for" if len(given) > 1 else " is for"))
 
 
-def _import_path(name: str, folder: str) -> tuple[ModuleType, Any]:
+def import_path(name: str, folder: str) -> tuple[ModuleType, Any]:
     module_name, _, path = name.partition(":")
     module = _import_module(module_name, folder)
     value: Any = module
@@ -187,7 +187,7 @@ def _only(module: ModuleType, role: str) -> Callable[..., Any] | None:
 def _named(role: str, name: str, folder: str) -> Callable[..., Any]:
     who = f"{flag_of(role)} {name}"
     try:
-        _, value = _import_path(name, folder)
+        _, value = import_path(name, folder)
     except TargetError as exc:
         raise TargetError(f"{who}: {exc}", exc.traceback) from exc
     return _check_function(who, role, value)

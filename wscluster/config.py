@@ -256,6 +256,10 @@ class Operate:
     )
     metrics_address: str = option("127.0.0.1", "Address of the metrics port.", metavar="HOST", fixed=True)
     metrics_port: int = option(9464, "The metrics port; 0 lets the kernel choose.", low=0, high=65535, fixed=True)
+    on_event: str | None = option(
+        None, "Function that is called with each lifecycle event, in a process of its own.", metavar="MODULE:FUNCTION",
+        fixed=True,
+    )  # fmt: skip
     ready_fd: int | None = option(
         None, "File descriptor that gets one JSON object a line for each event.", low=0, fixed=True
     )

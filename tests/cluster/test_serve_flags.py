@@ -37,6 +37,7 @@ VALUES = {
     "worker_startup_timeout": "59.5",
     "drain_rate": "100",
     "log_format": "json",
+    "on_event": "json:dumps",
     "metrics": "true",
     "metrics_address": "127.0.0.2",
     "metrics_port": "0",
