@@ -29,7 +29,7 @@ def handshake_faults(handshake: Handshake, place: Callable[[str], str]) -> list[
     faults = []
     for name in FUNCTIONS:
         text = getattr(handshake, name)
-        if text is not None and not _is_path(text):
+        if text is not None and not is_path(text):
             faults.append(f"{place(name)} {text!r}: module:function is wanted")
     faults += [
         f"{place('subprotocols')} {name!r}: letters, digits and -!#$%&'*+.^_`|~ are wanted (RFC 6455, 4.1)"
@@ -51,7 +51,8 @@ def handshake_faults(handshake: Handshake, place: Callable[[str], str]) -> list[
     return faults
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Say whether ``text`` is ``module:attribute``."""
     module, colon, attribute = text.partition(":")
     return bool(colon) and all(name.isidentifier() for name in [*module.split("."), *attribute.split(".")])
 

@@ -12,7 +12,7 @@ from typing import Any
 from wscluster.addresses import Inherited, listen_addresses
 from wscluster.asgi_options import asgi_faults
 from wscluster.config import GROUPS, Config, ConfigError, flag_of, knows, option_fields
-from wscluster.handshake_options import handshake_faults
+from wscluster.handshake_options import handshake_faults, is_path
 from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
 
@@ -230,4 +230,7 @@ def _contradictions(config: Config, place: Callable[[str], str]) -> list[str]:
     if config.tls.ssl_certfile is None:
         others = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs")
         problems += [f"{place(name)} needs --ssl-certfile" for name in others if getattr(config.tls, name) is not None]
+    on_event = config.operate.on_event
+    if on_event is not None and not is_path(on_event):
+        problems.append(f"{place('on_event')} {on_event!r}: module:function is wanted")
     return problems + handshake_faults(config.handshake, place) + asgi_faults(config, place)

@@ -108,3 +108,9 @@ def test_one_that_cannot_be_imported_ends_the_start_with_4(tmp_path: Path, funct
     assert done.returncode == 4
     assert f"wscluster: {why}" in done.stderr
     assert ("RuntimeError: no" in done.stderr) == (function == "broken:note")
+
+
+@pytest.mark.parametrize("text", ["nope", ":note", "listening:", "a b:c"])
+def test_what_names_no_function_is_a_usage_error(tmp_path: Path, text: str) -> None:
+    done = cli("serve", SERVED, "--on-event", text, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"wscluster: --on-event {text!r}: module:function is wanted\n")
