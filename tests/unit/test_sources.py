@@ -231,6 +231,8 @@ def test_the_strongest_source_decides_where_to_listen(
         ({"bind": "a:1,fd:3", "ready_fd": "3"}, {}, "--ready-fd 3: this is the socket to listen on, --bind"),
         ({"bind": "a:1,a"}, {}, "--bind 'a': HOST:PORT, [V6]:PORT, unix:PATH or fd:N is wanted"),
         ({"bind": "a:1,fd:3,fd:3"}, {}, "--bind 'fd:3' stands there twice"),
+        ({"on_event": "nope"}, {}, "--on-event 'nope': module:function is wanted"),
+        ({}, {"WSCLUSTER_ON_EVENT": "a:b-c"}, "WSCLUSTER_ON_EVENT 'a:b-c': module:function is wanted"),
         ({"uds": ""}, {}, "--uds the path of a Unix socket is wanted"),
         ({"fd": "3"}, {"WSCLUSTER_BIND": "nonsense", "WSCLUSTER_SLOT_WAIT": "x"}, "WSCLUSTER_SLOT_WAIT 'x'"),
     ],
