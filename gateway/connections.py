@@ -44,7 +44,7 @@ class Connections:
             raise InvalidRequest("after: what the page before called next is wanted") from None
         silent = []
         for worker in self._serving(slot):
-            if worker < first:
+            if worker < first or worker not in self.fleet.workers:  # it has ended while another one was asked
                 continue
             begin = begin if worker == first else 0
             said = await self.inquiries.ask(worker, "connections", begin=begin, count=PAGE, room=room, host=host)
@@ -67,6 +67,8 @@ class Connections:
             raise InvalidRequest("the id of a connection is wanted, as `wscluster connections` shows it")
         silent = []
         for worker in self._serving(None):
+            if worker not in self.fleet.workers:  # it has ended while another one was asked
+                continue
             said = await self.inquiries.ask(worker, "kick", id=connection)
             if said:
                 return {"id": connection, "slot": self._slot_of(worker), "worker": worker}

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from wscluster.link import LinkFull
 from wscluster.packets import Answer, Ask
 
 ANSWER_SECONDS = 2.0
@@ -35,6 +36,8 @@ class Inquiries:
             self._send(worker, Ask(serial, question, arguments))
             await asyncio.wait([answer], timeout=ANSWER_SECONDS)
             return answer.result() if answer.done() else None
+        except LinkFull:  # it has not read for long
+            return None
         finally:
             del self._open[serial]
 

@@ -207,6 +207,7 @@ class Operations:
     def forget(self, worker: int) -> None:
         """``worker`` has exited."""
         self._recycler.forget(worker)
+        self._not_replaced.pop(worker, None)
         self._jitter.pop(worker, None)
         for wait in self._waits:
             if wait.tell is not None and worker in wait.workers:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 JITTER = 0.1
 """Age and messages are allowed up to this much more, at random, so that workers that began together do not end so."""
+LEAST_SECONDS = 5.0
+"""A worker is not judged by its memory before: where the program alone needs more, workers would follow each other."""
 RETRY_SECONDS = 60.0
 """A worker whose replacement has failed is not looked at again before."""
 
@@ -40,7 +42,7 @@ class Recycler:
         why = None
         if self.lifetime is not None and age >= self.lifetime * more:
             why = f"it has served for {age:.0f} s"
-        elif self.max_rss is not None and rss_bytes > self.max_rss << 20:
+        elif self.max_rss is not None and age >= LEAST_SECONDS and rss_bytes > self.max_rss << 20:
             why = f"it has {rss_bytes >> 20} MiB"
         elif self.max_messages is not None and messages is not None and messages >= self.max_messages * more:
             why = f"it has had {messages} messages"

@@ -1,6 +1,6 @@
 """When a worker has served enough."""
 
-from wscluster.gateway.recycling import RETRY_SECONDS, Recycler
+from wscluster.gateway.recycling import LEAST_SECONDS, RETRY_SECONDS, Recycler
 
 MIB = 1 << 20
 
@@ -17,8 +17,9 @@ def test_age_with_the_workers_own_jitter() -> None:
 
 def test_memory_as_it_is() -> None:
     recycler = Recycler(None, 100, None)
-    assert recycler.due(1, 0.9, 0, 100 * MIB, 0, 0.0) is None
-    assert recycler.due(1, 0.9, 0, 101 * MIB, 0, 0.0) == "it has 101 MiB"
+    assert recycler.due(1, 0.9, LEAST_SECONDS, 100 * MIB, 0, 0.0) is None
+    assert recycler.due(1, 0.9, LEAST_SECONDS - 0.1, 101 * MIB, 0, 0.0) is None
+    assert recycler.due(1, 0.9, LEAST_SECONDS, 101 * MIB, 0, 0.0) == "it has 101 MiB"
 
 
 def test_messages_with_jitter_and_none_where_they_are_not_known() -> None:
