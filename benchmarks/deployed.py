@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def wscluster(code: str, workers: int, drain_rate: float) -> AsyncIterator[Deployed]:
+async def wscluster(code: str, workers: int, drain_rate: float, **more: Any) -> AsyncIterator[Deployed]:
     """Serve ``code`` with wscluster."""
     with tempfile.TemporaryDirectory(prefix="wscluster-deploys-") as name:
         folder = Path(name)
@@ -103,6 +104,7 @@ async def wscluster(code: str, workers: int, drain_rate: float) -> AsyncIterator
             "log_level": "critical",
             "graceful_timeout": 10,
             "drain_rate": drain_rate,
+            **more,
         }
         cluster = Cluster("release:echo", workers=workers, env=_environment(folder), **options)
         command = [sys.executable, "-m", "wscluster", "reload", "--control-socket"]
@@ -125,7 +127,7 @@ async def wscluster(code: str, workers: int, drain_rate: float) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def uvicorn(code: str, workers: int, _drain_rate: float) -> AsyncIterator[Deployed]:
+async def uvicorn(code: str, workers: int, _drain_rate: float, *more: str) -> AsyncIterator[Deployed]:
     """Serve ``code``, an ASGI app, with uvicorn, which reloads at HUP."""
     with tempfile.TemporaryDirectory(prefix="wscluster-deploys-") as name:
         folder = Path(name)
@@ -133,7 +135,7 @@ async def uvicorn(code: str, workers: int, _drain_rate: float) -> AsyncIterator[
         _write_first(folder, code)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "uvicorn", "release:echo", "--app-dir", name, "--workers", str(workers),
-            "--port", "0", "--no-access-log", "--timeout-graceful-shutdown", "10",
+            "--port", "0", "--no-access-log", "--timeout-graceful-shutdown", "10", *more,
             env=os.environ | _environment(folder), stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         assert process.stderr is not None
@@ -178,7 +180,7 @@ def _write_first(folder: Path, code: str) -> None:
     (folder / "release.py").write_text(code.format(release=1))
 
 
-SERVICES = {
+SERVICES: dict[str, tuple[Callable[[str, int, float], AbstractAsyncContextManager[Deployed]], str]] = {
     "wscluster, handler": (wscluster, HANDLER),
     "wscluster, ASGI": (wscluster, APP),
     "uvicorn": (uvicorn, APP),
