@@ -159,7 +159,7 @@ def test_every_flag_is_taken_from_the_command_line_and_from_the_environment(tmp_
             assert status["primary"]["sticky"] == ["none"]
             assert len(status["workers"]) == 3
         said = (tmp_path / "stderr").read_text()
-        assert " DEBUG " in said
+        assert '"level": "debug"' in said
         assert "stopping: 6 s for open connections" in said
 
     with Valkey(tmp_path) as valkey:
@@ -306,7 +306,8 @@ def test_the_events_of_a_life() -> None:
             status = await cluster.status()
             assert [worker["pid"] for worker in status["workers"]] == [pids[0], pids[1]]
             assert await cluster.stop() == 0
-            *exited, stopped = cluster.events[4:]
+            stopping, *exited, stopped = cluster.events[4:]
+            assert stopping == {"event": "stopping"}
             wanted = [{"event": "worker_exited", "slot": slot, "pid": pids[slot], "status": 0} for slot in (0, 1)]
             assert sorted(exited, key=lambda event: int(event["slot"])) == wanted
             assert stopped == {"event": "stopped"}

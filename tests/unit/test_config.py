@@ -98,7 +98,7 @@ def test_a_name_is_an_option_of_one_group_only() -> None:
 
 
 SAMPLES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(FUNCTIONS, ("auth:look", "auth:look")),
+    **dict.fromkeys((*FUNCTIONS, "on_event"), ("auth:look", "auth:look")),
     "bind": ("h:1, unix:/a", ("h:1", "unix:/a")),
     "subprotocols": ("one, two", ("one", "two")),
     "allowed_origins": ("https://a.example, null", ("https://a.example", "null")),
