@@ -62,6 +62,7 @@ class Facts:
         counters: Sums over all workers there ever were; None is not known.
         ledger: Counters of the handoff.
         waiting: Connections that wait for a slot's worker, for each slot.
+        probes: For each slot whose worker has sent one, what the last PING took that the bus has answered.
         offered: Connections that were offered and are not adopted yet.
         sizes: For messages in and out: how many have a length of so many bits, and the sum of their bytes.
         handoff: Counts, bounds and sum of the seconds from accept to adoption.
@@ -72,6 +73,7 @@ class Facts:
     counters: dict[str, int | None]
     ledger: dict[str, int]
     waiting: list[int]
+    probes: dict[int, float]
     offered: int
     sizes: dict[str, tuple[list[int], int]]
     handoff: tuple[list[int], tuple[float, ...], float]
@@ -116,6 +118,12 @@ def _cluster(facts: Facts) -> Iterator[Metric]:
     for number, count in enumerate(facts.waiting):
         waiting.add_metric([str(number)], count)
     yield waiting
+    probes = GaugeMetricFamily(
+        "wscluster_worker_bus_probe_seconds", "What the last PING took that the bus has answered.", labels=["slot"]
+    )
+    for number, seconds in facts.probes.items():
+        probes.add_metric([str(number)], seconds)
+    yield probes
     for name, text in LEDGER.items():
         yield CounterMetricFamily(f"wscluster_{name}", text, facts.ledger[name])
     for name, text in COUNTERS.items():

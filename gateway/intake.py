@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from wscluster.config import Config, flag_of
@@ -67,7 +68,7 @@ class Intake:
         if self._admission is not None:
             self._admission.adopt(worker, numbers)
         self._hand(self.ledger.adopt(worker, numbers))
-        now = self._loop.time()
+        now = time.perf_counter()
         for number in numbers:
             begun = self._accepted_at.pop(number, None)
             if begun is not None:
@@ -161,6 +162,7 @@ class Intake:
     def _accepted(self, batch: list[Accepted]) -> None:
         offers = []
         now = self._loop.time()
+        begun = time.perf_counter()  # uvloop's own clock counts milliseconds
         for sock, host, port, listener in batch:
             self._last_number += 1
             if self._admission is not None:
@@ -169,7 +171,7 @@ class Intake:
                     self._turn_away(sock, limit)
                     continue
             self._sockets[self._last_number] = sock
-            self._accepted_at[self._last_number] = now
+            self._accepted_at[self._last_number] = begun
             offers.append(Offered(self._last_number, host, port, listener))
         self._hand(self.ledger.accept(offers, now))
         if self.ledger.next_deadline() is not None:

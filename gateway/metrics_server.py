@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import Headers
+from websockets.datastructures import Headers, MultipleValuesError
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from wscluster.gateway.exposition import CONTENT_TYPE
 
-MAX_CALLERS = 64
-"""At the same time; one more gets 503."""
+MAX_WATCHERS = 64
+"""Of the live feed at the same time; one more gets 503. So does one more at `/metrics`, but no probe ever."""
 LIVE_SECONDS = 1.0
 JSON = "application/json"
 PAGE_HEADERS = {
@@ -84,7 +84,9 @@ class MetricsServer:
         self._metrics = metrics
         self._readiness = readiness
         self._server: Server | None = None
-        self._callers = 0
+        self._watchers = 0
+        self._scrapes = 0
+        self._look: asyncio.Task[str] | None = None
 
     @property
     def address(self) -> str:
@@ -109,27 +111,41 @@ class MetricsServer:
         self._sock.close()
 
     async def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        if self._callers >= MAX_CALLERS:
-            return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"too many callers\n")
-        url = urlsplit(request.path)
-        match url.path:
+        if request.method not in ("GET", "HEAD"):
+            return _respond(http.HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"only GET\n", {"Allow": "GET, HEAD"})
+        try:
+            response = await self._respond_to(request)
+        except (ValueError, MultipleValuesError):  # of urlsplit: an address that is none
+            response = _respond(http.HTTPStatus.BAD_REQUEST, "text/plain", b"no such address\n")
+        if response is not None and request.method == "HEAD":
+            response.body = b""
+        return response
+
+    async def _respond_to(self, request: Request) -> Response | None:
+        path, _, query = request.path.partition("?")
+        match path:
             case "/live":
                 return self._may_watch(request)
             case "/healthz":
                 return _respond(http.HTTPStatus.OK, "text/plain", b"ok\n")
             case "/readyz":
-                ready, facts = self._readiness().answer(url.query)
+                ready, facts = self._readiness().answer(query)
                 status = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
                 return _respond(status, JSON, json.dumps(facts).encode() + b"\n")
             case "/metrics":
-                self._callers += 1
-                try:
-                    return _respond(http.HTTPStatus.OK, CONTENT_TYPE, await self._metrics())
-                finally:
-                    self._callers -= 1
+                return await self._scrape()
             case "/":
                 return _respond(http.HTTPStatus.OK, "text/html; charset=utf-8", _page(), PAGE_HEADERS)
         return _respond(http.HTTPStatus.NOT_FOUND, "text/plain", b"there is /, /metrics, /healthz and /readyz\n")
+
+    async def _scrape(self) -> Response:
+        if self._scrapes >= MAX_WATCHERS:
+            return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"too many callers\n")
+        self._scrapes += 1
+        try:
+            return _respond(http.HTTPStatus.OK, CONTENT_TYPE, await self._metrics())
+        finally:
+            self._scrapes -= 1
 
     def _may_watch(self, request: Request) -> Response | None:
         """A page of somebody else, in the browser of whoever can reach this port, may not look."""
@@ -138,20 +154,31 @@ class MetricsServer:
             return _respond(http.HTTPStatus.FORBIDDEN, "text/plain", b"this origin may not watch\n")
         if "Upgrade" not in request.headers:
             return _respond(http.HTTPStatus.UPGRADE_REQUIRED, "text/plain", b"a WebSocket is wanted\n")
+        if self._watchers >= MAX_WATCHERS:
+            return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"too many callers\n")
         return None
 
     async def _live(self, connection: ServerConnection) -> None:
-        self._callers += 1
+        self._watchers += 1
         try:
             with contextlib.suppress(ConnectionClosed):
                 while True:
-                    await connection.send(json.dumps(await self._status(), separators=(",", ":")))
+                    await connection.send(await self._looked())
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LIVE_SECONDS):
                             await connection.wait_closed()
                             return
         finally:
-            self._callers -= 1
+            self._watchers -= 1
+
+    async def _looked(self) -> str:
+        """Return the status as JSON; who asks while the workers are being asked gets the same answer."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.get_running_loop().create_task(self._ask())
+        return await asyncio.shield(self._look)
+
+    async def _ask(self) -> str:
+        return json.dumps(await self._status(), separators=(",", ":"))
 
 
 def _respond(

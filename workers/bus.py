@@ -80,6 +80,11 @@ class Bus:
         return self._rooms.losses
 
     @property
+    def probe_seconds(self) -> float | None:
+        """What the last PING took that the bus has answered; None before the first."""
+        return self._rooms.probe_seconds
+
+    @property
     def rooms(self) -> int:
         """Number of rooms that have members here."""
         return len(self._hub)

@@ -93,6 +93,11 @@ class SubscribedRooms:
         """Whether the bus is heard; None where no room was used yet."""
         return None if self._subscriber is None else self._subscriber.connected
 
+    @property
+    def probe_seconds(self) -> float | None:
+        """What the last PING took that the bus has answered; None before the first."""
+        return None if self._subscriber is None else self._subscriber.probe_seconds
+
     def __getitem__(self, channel: bytes) -> Room:
         return self._rooms[channel]
 

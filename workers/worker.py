@@ -100,6 +100,7 @@ class Worker:
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
         self._lag = 0.0
+        self._dropped_told = False
 
     def enter(self) -> None:
         """Offer the public functions of `wscluster` to the code of this process."""
@@ -249,12 +250,23 @@ class Worker:
             slow_closed=bus.slow_closed,
             bus_connected=bus.connected,
             bus_losses=bus.losses,
+            bus_probe_seconds=bus.probe_seconds,
             sizes_in=figures.sizes_in,
             sizes_out=figures.sizes_out,
             bytes_in=figures.bytes_in,
             bytes_out=figures.bytes_out,
-            application=metrics.registry.snapshot(),
+            application=self._application(),
         )
+
+    def _application(self) -> list[list[Any]]:
+        registry = metrics.registry
+        if registry.dropped is not None and not self._dropped_told:
+            self._dropped_told = True
+            logger.warning(
+                "the metric %s has too many series: a worker keeps %d, or %d KiB, of all metrics; no other counts",
+                registry.dropped, metrics.MAX_SERIES, metrics.MAX_SNAPSHOT_BYTES // 1024,
+            )  # fmt: skip
+        return registry.snapshot()
 
 
 def _adopt(service: Service, taken: list[tuple[Offered, int]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 MAX_PACKET_BYTES = 200_000
@@ -220,6 +220,8 @@ class Stats:
     slow_closed: int = 0
     bus_connected: bool | None = None
     bus_losses: int = 0
+    bus_probe_seconds: float | None = None
+    """What the last PING took that the bus has answered; none is sent while messages come."""
     sizes_in: list[int] = field(default_factory=list)
     """How many messages have a size of so many bits: at 3 those of 4 to 7 bytes. Of the wire's, not of rooms'."""
     sizes_out: list[int] = field(default_factory=list)
@@ -262,6 +264,7 @@ _KINDS: tuple[type[Any], ...] = (
     Returned, Ask, Answer,
 )  # fmt: skip
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS, start=1)}
+_STATS = tuple(one.name for one in fields(Stats))
 _OFFERED = struct.Struct("!QHHB")
 
 
@@ -287,6 +290,9 @@ def encode(packet: Packet) -> bytes:
             body = _json(
                 asdict(BootFailed(exit_code, reason[:MAX_REASON_CHARS], kept.decode(errors="ignore"), hopeless))
             )
+        case Beat(serial, stats):
+            # asdict() would copy every number of the application's.
+            body = _json({"serial": serial, "stats": {name: getattr(stats, name) for name in _STATS}})
         case _:
             body = _json(asdict(packet))
     if len(body) >= MAX_PACKET_BYTES:

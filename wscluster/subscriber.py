@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable
 
 from wscluster.broker import (
@@ -43,6 +44,11 @@ class Subscriber:
         on_subscribed: Called with the channel each time the server has confirmed a subscription, after a reconnect too.
         on_connected: Called with the server's run id (None: it does not say) before any confirmation.
         on_lost: Called with the reason when the connection has ended.
+
+    Attributes:
+        connected: Whether it hears the server.
+        probe_seconds: What the last PING took that was answered; None before the first. While messages come, none is
+            sent.
     """
 
     def __init__(
@@ -64,7 +70,9 @@ class Subscriber:
         self._wake = asyncio.Event()
         self._heard_at = 0.0
         self._pinged_at: float | None = None
+        self._probed_at = 0.0
         self._late = False
+        self.probe_seconds: float | None = None
         self.connected = False
         self._task = loop.create_task(self._run())
 
@@ -137,6 +145,8 @@ class Subscriber:
                         self._on_message(answer[1], answer[2])
                     elif answer[0] == b"subscribe" and answer[1] in self._channels:
                         self._on_subscribed(answer[1])
+                elif self._pinged_at is not None:
+                    self.probe_seconds = time.perf_counter() - self._probed_at
         except (RedisError, OSError):
             if speaking.done() and not speaking.cancelled() and (cause := speaking.exception()) is not None:
                 raise cause from None
@@ -176,7 +186,8 @@ class Subscriber:
             return self._pinged_at + PONG_SECONDS
         if now - self._heard_at < PING_SECONDS:
             return self._heard_at + PING_SECONDS
-        self._pinged_at, self._late = now, False
+        # The loop's clock counts milliseconds, uvloop's at least.
+        self._pinged_at, self._probed_at, self._late = now, time.perf_counter(), False
         await _say(connection, "PING")
         return now + PONG_SECONDS
 

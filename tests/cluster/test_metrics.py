@@ -1,6 +1,7 @@
 """The metrics port: what Prometheus reads, what a balancer asks, who may watch."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -18,6 +19,7 @@ from tests.cluster.raw import Raw
 from tests.cluster.room_support import Valkey
 from tests.cluster.test_drain import UPGRADE
 from tests.support import run
+from wscluster.gateway.metrics_server import MAX_WATCHERS
 from wscluster.testing import Cluster
 
 SERVED = "tests.cluster.obeying:obey"
@@ -150,6 +152,10 @@ def test_ready_is_a_node_with_one_worker_and_the_strict_form_wants_all_and_the_b
             ws = await connect_to_slot(cluster, 0)
             await cluster.wait_status(lambda status: bool(status["bus"]["connected"]))
             assert (await get(cluster, "/readyz?slots=all&bus=1")).json()["bus"] == "connected"
+            async with connect(f"ws://{await address(cluster)}/live") as feed:
+                while "wscluster_worker_bus_probe_seconds slot=0" not in (found := await values(cluster)):
+                    await feed.recv()  # it comes once the bus has been silent for a while
+            assert 0 < found["wscluster_worker_bus_probe_seconds slot=0"] < 4
             valkey.kill()
             await cluster.wait_status(lambda status: not status["bus"]["connected"])
             assert (await get(cluster, "/readyz")).status_code == 200, "a blip of the bus takes no node away"
@@ -188,6 +194,75 @@ def test_the_live_feed_is_the_status_and_no_foreign_page_may_watch() -> None:
             page = await get(cluster, "/")
             assert page.headers["content-type"] == "text/html; charset=utf-8"
             assert "default-src 'none'" in page.headers["content-security-policy"]
+
+    run(main())
+
+
+def test_a_probe_is_answered_however_many_watch() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1, metrics=True, metrics_port=0) as cluster:
+            where = await address(cluster)
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(MAX_WATCHERS):
+                    ws = await stack.enter_async_context(connect(f"ws://{where}/live"))
+                    await ws.recv()
+                with pytest.raises(InvalidStatus) as refused:
+                    await connect(f"ws://{where}/live")
+                assert refused.value.response.status_code == 503
+                for path in ("/healthz", "/readyz", "/metrics"):
+                    assert (await get(cluster, path)).status_code == 200, path
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET //[ HTTP/1.1\r\nHost: a", 404),
+        ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 0", 405),
+        ("HEAD /healthz HTTP/1.1\r\nHost: a", 200),
+        ("GET /live HTTP/1.1\r\nHost: a\r\nHost: b\r\nOrigin: http://a\r\nUpgrade: websocket", 400),
+        ("GET /live HTTP/1.1\r\nHost: a\r\nOrigin: http://[\r\nUpgrade: websocket", 400),
+        ("GET /live HTTP/1.1\r\nHost: a\r\nOrigin: null\r\nUpgrade: websocket", 403),
+        ("GET /live HTTP/1.1\r\nHost: a\r\nOrigin: http://a.evil.example\r\nUpgrade: websocket", 403),
+    ],
+)
+def test_garbage_on_the_metrics_port_is_told_so(head: str, status: int) -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1, metrics=True, metrics_port=0) as cluster:
+            host, port = (await address(cluster)).rsplit(":", 1)
+            raw = await Raw.connect(int(port), host, f"{head}\r\n\r\n".encode())
+            answer = await raw.reader.read()
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            if head.startswith("HEAD"):
+                assert answer.endswith(b"\r\n\r\n")
+            await raw.close()
+
+    run(main())
+
+
+def test_a_program_that_counts_without_end_is_told_once_and_serves_on(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import wscluster\nSEEN = wscluster.metrics.counter('seen', 'Requests.', ['path', 'agent'])\n\n"
+        "async def handler(ws):\n    await ws.send(str(ws.slot))\n    async for message in ws:\n"
+        "        for number in range(2000):\n            SEEN.labels(f'{number}{message}', '\\udc80' * 200).inc()\n"
+        "        await ws.send('done')\n"
+    )
+
+    async def main() -> None:
+        options: dict[str, Any] = {"metrics": True, "metrics_port": 0, "timeout_worker_healthcheck": 3}
+        async with Cluster("app:handler", app_dir=tmp_path, workers=1, **options) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            await ws.send("x" * 180)
+            assert await ws.recv() == "done"
+            await cluster.wait_output("the metric seen has too many series")
+            series = [name for name in await values(cluster) if name.startswith("seen_total")]
+            assert 200 < len(series) <= 1000
+            await ws.send("y" * 180)
+            assert await ws.recv() == "done"
+            await values(cluster)
+            await ws.close()
+            assert sum("too many series" in line for line in cluster.output) == 1
 
     run(main())
 
