@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from tests.cluster.polling_support import wait_uvicorn_started
 from wscluster.testing import Cluster
 
 HANDLER = """
@@ -150,7 +150,7 @@ async def uvicorn(code: str, workers: int, _drain_rate: float, *more: str) -> As
             random.choice([child for child in children if "spawn_main" in " ".join(child.cmdline())]).kill()
 
         try:
-            port = await _wait_uvicorn(process.stderr, workers)
+            port = await wait_uvicorn_started(process.stderr, workers)
             reading = asyncio.create_task(process.stderr.read())
             yield Deployed(port, folder, code, reload, kill)
             process.send_signal(signal.SIGTERM)
@@ -162,18 +162,6 @@ async def uvicorn(code: str, workers: int, _drain_rate: float, *more: str) -> As
                     child.kill()
                 process.kill()
                 await process.wait()
-
-
-async def _wait_uvicorn(lines: asyncio.StreamReader, workers: int) -> int:
-    port, started = 0, 0
-    while not (port and started == workers):
-        line = (await lines.readline()).decode()
-        if not line:
-            raise RuntimeError("uvicorn ended before it had started")
-        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-            port = int(found[1])
-        started += "Application startup complete" in line
-    return port
 
 
 def _write_first(folder: Path, code: str) -> None:

@@ -186,7 +186,7 @@ async def uvicorn(*arguments: str, workers: int) -> AsyncIterator[int]:
     reading: asyncio.Task[Any] | None = None
     try:
         async with asyncio.timeout(START_SECONDS):
-            port = await _wait_started(process.stderr, workers)
+            port = await wait_uvicorn_started(process.stderr, workers)
         reading = asyncio.create_task(process.stderr.read())
         yield port
     finally:
@@ -197,7 +197,7 @@ async def uvicorn(*arguments: str, workers: int) -> AsyncIterator[int]:
             await reading
 
 
-async def _wait_started(lines: asyncio.StreamReader, workers: int) -> int:
+async def wait_uvicorn_started(lines: asyncio.StreamReader, workers: int) -> int:
     port, started = 0, 0
     while not (port and started == workers):
         line = (await lines.readline()).decode()

@@ -140,6 +140,12 @@ class FleetLives(RuleBasedStateMachine):
                 assert not self.stopped, "nobody cares any more"
                 assert slot not in self.given_up
                 self.given_up.add(slot)
+            case _:
+                self.check_course(command)
+
+    def check_course(self, command: Command) -> None:
+        """Commands about reloads, replacements, slots and the end."""
+        match command:
             case Reloading(phase):
                 assert not self.stopped
                 assert not self.under_way
