@@ -17,6 +17,7 @@ from wscluster.gateway.fleet import Fleet
 from wscluster.gateway.fleet_words import State
 from wscluster.gateway.handoff import Ledger
 from wscluster.gateway.listening import Listening
+from wscluster.gateway.log_pages import LogPages
 from wscluster.gateway.operations import Operations
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.status import PrimaryFacts, build_status
@@ -38,6 +39,7 @@ class Answers:
     force: Callable[[], None]
     operations: Operations
     connections: Connections
+    logs: LogPages
     finished: asyncio.Future[int]
 
     async def answer(self, request: Request, tell: Tell) -> Any:
@@ -63,6 +65,8 @@ class Answers:
                 return await self.connections.kick(connection)
             case {"verb": "route", "key": key}:
                 return self.connections.route(key)
+            case {"verb": "logs"}:
+                return await self.logs.page(request, len(self.fleet.slots))
             case {"verb": "stop"}:
                 self.operations.watch_stop(self.finished, tell)
                 if request.get("force"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Callable
 
 from wscluster.errors import ExitCode, StartError
 from wscluster.packets import BootFailed
@@ -14,12 +14,16 @@ logger = logging.getLogger("wscluster.primary")
 class BootFaults:
     """Tells each fault once, however many workers have it.
 
+    Args:
+        show: Shows a traceback to a person.
+
     Attributes:
         given_up: Why the last slot that was given up was so; empty while none was.
         traceback: The last one that a worker has sent since a reload began; or empty.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
         self.given_up = ""
         self.traceback = ""
         self._first: StartError | None = None
@@ -30,8 +34,7 @@ class BootFaults:
         self.traceback = packet.traceback or self.traceback
         if packet.traceback and packet.traceback not in self._shown:
             self._shown.add(packet.traceback)
-            sys.stderr.write(packet.traceback)
-            sys.stderr.flush()
+            self._show(packet.traceback)
         if not ever_ready and self._first is None:
             self._first = StartError(packet.reason, ExitCode(packet.exit_code))
         level = logging.ERROR if ever_ready else logging.DEBUG

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 
+from wscluster.gateway.log_lines import Origin
+from wscluster.gateway.output import Output
 from wscluster.gateway.poller import Poller
 from wscluster.gateway.spawner import Process, spawn_worker
 from wscluster.gateway.status import Figures, Totals
@@ -27,6 +30,7 @@ class Crew:
         on_link_end: Called once when nothing more will come from a worker.
         on_exit: Called with a worker's id, its process id and its exit status (negative: a signal), after its last
             packet and the end of its link.
+        output: Takes what the workers write.
         own_groups: Each worker gets a process group of its own.
     """
 
@@ -37,6 +41,7 @@ class Crew:
         on_packet: Callable[[int, Packet, list[int]], None],
         on_link_end: Callable[[int], None],
         on_exit: Callable[[int, int, int], None],
+        output: Output,
         *,
         own_groups: bool = False,
     ) -> None:
@@ -47,6 +52,7 @@ class Crew:
         self._on_packet = on_packet
         self._on_link_end = on_link_end
         self._on_exit = on_exit
+        self._output = output
         self._own_groups = own_groups
         self._links: dict[int, Link] = {}
         self._processes: dict[int, Process] = {}
@@ -58,9 +64,14 @@ class Crew:
         Raises:
             OSError: It cannot be started.
         """
-        process, sock = spawn_worker(
-            self._loop, lambda status: self._exited(worker, status), own_group=self._own_groups
-        )
+        streams = self._output.pipes(Origin(worker, slot, phase))
+        try:
+            process, sock = spawn_worker(
+                self._loop, lambda status: self._exited(worker, status), streams, own_group=self._own_groups
+            )
+        finally:
+            for fd in streams:
+                os.close(fd)
         logger.debug("worker %d started in slot %d, pid %d", worker, slot, process.pid)
         self._processes[worker] = process
         self.figures[worker] = Figures(process.pid)
@@ -71,7 +82,7 @@ class Crew:
             lambda: self._on_link_end(worker),
         )
         self._links[worker] = link
-        link.send(Start(slot, worker, phase, self.config))
+        link.send(Start(slot, worker, phase, self.config, self._output.colour))
 
     def send(self, worker: int, packet: Packet, fds: Sequence[int] = ()) -> None:
         """Send ``packet`` to ``worker``, with ``fds`` beside it: they stay open until the worker has answered."""
@@ -116,6 +127,7 @@ class Crew:
         self.totals.retire(self.figures.pop(worker).stats)
         del self._links[worker]
         self._poller.forget(worker)
+        self._output.exited(worker)
         self._on_exit(worker, pid, status)
 
 

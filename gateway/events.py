@@ -7,15 +7,13 @@ import fcntl
 import json
 import logging
 import os
-import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from wscluster.errors import ExitCode, StartError
+from wscluster.gateway.writable import MAX_WRITE_BYTES, Writable
 
-MAX_LINE_BYTES = 4096
-"""PIPE_BUF of Linux: a pipe that is writable takes this much without blocking."""
 MAX_WAITING = 1024
 
 logger = logging.getLogger("wscluster.primary")
@@ -61,7 +59,7 @@ class EventLog:
         self._observe = observe
         self._loop = loop
         self._waiting: deque[bytes] = deque()
-        self._writing = False
+        self._writable = None if fd is None else Writable(fd)
         self._complained = False
         self._drained: asyncio.Future[None] | None = None
 
@@ -71,11 +69,11 @@ class EventLog:
         if self._fd is None:
             return
         line = json.dumps({"event": event, **facts}, separators=(",", ":")).encode() + b"\n"
-        if len(line) > MAX_LINE_BYTES or len(self._waiting) >= MAX_WAITING:
+        if len(line) > MAX_WRITE_BYTES or len(self._waiting) >= MAX_WAITING:
             self._complain("an event is lost: nobody reads --ready-fd, or it is too long")
             return
         self._waiting.append(line)
-        if not self._writing:
+        if self._writable is not None and not self._writable.waiting:
             self._write()
 
     async def drain(self, timeout: float) -> None:
@@ -86,19 +84,17 @@ class EventLog:
 
     def close(self) -> None:
         """Write no more. The descriptor stays open: it is whose it was."""
-        self._stop_writing()
+        if self._writable is not None:
+            self._writable.stop()
+            self._writable = None
         self._fd = None
 
     def _write(self) -> None:
-        if self._fd is None:
+        if self._fd is None or self._writable is None:
             return
-        writable = select.poll()
-        writable.register(self._fd, select.POLLOUT)
         while self._waiting:
-            if not writable.poll(0):
-                if not self._writing:
-                    self._writing = True
-                    self._loop.add_writer(self._fd, self._write)
+            if not self._writable.wait(0):
+                self._writable.call(self._loop, self._write)
                 return
             try:
                 os.write(self._fd, self._waiting[0])
@@ -109,12 +105,7 @@ class EventLog:
             self._waiting.popleft()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        self._stop_writing()
-
-    def _stop_writing(self) -> None:
-        if self._writing and self._fd is not None:
-            self._writing = False
-            self._loop.remove_writer(self._fd)
+        self._writable.stop()
 
     def _complain(self, text: str) -> None:
         if not self._complained:

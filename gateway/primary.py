@@ -24,7 +24,9 @@ from wscluster.gateway.crew import Crew, describe_status
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.inquiries import Inquiries
 from wscluster.gateway.intake import Intake
+from wscluster.gateway.log_pages import LogPages
 from wscluster.gateway.operations import Operations, make_fleet
+from wscluster.gateway.output import Output
 from wscluster.gateway.redis_server import RedisServer
 from wscluster.gateway.systemd import Notifier
 from wscluster.loops import loop_name
@@ -59,6 +61,7 @@ class Primary:
         config: What to serve or to run; ``fleet.workers`` is a number here.
         bound: Sockets to accept from; none for a program, which asks for its own.
         read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
+        output: The log, and what the workers write.
         metrics: The socket of the metrics port.
         helper: Gets each event too.
     """
@@ -69,6 +72,7 @@ class Primary:
         bound: list[Bound],
         loop: asyncio.AbstractEventLoop,
         read_config: Callable[[], Config],
+        output: Output,
         metrics: Bound | None = None,
         helper: EventHelper | None = None,
     ) -> None:
@@ -76,7 +80,7 @@ class Primary:
         self._config = config
         self._fleet = make_fleet(config)
         self._crew = Crew(
-            loop, to_json(config), self._received, self._link_ended, self._exited, own_groups=bool(config.run)
+            loop, to_json(config), self._received, self._link_ended, self._exited, output, own_groups=bool(config.run)
         )
         self._intake = Intake(config, bound, loop, self._crew.send, self._arm)
         self._asking = Asking(loop, self._intake.listening, self._tell_bound, self._bound)
@@ -86,7 +90,7 @@ class Primary:
         self._bus = RedisServer(loop, self._bus_moved)
         self._bus_at: BusAt | None = None
         self._wants_bus: set[int] = set()
-        self._boot_faults = BootFaults()
+        self._boot_faults = BootFaults(output.show)
         self.operations = Operations(
             loop, config, self._fleet, self._events, self._boot_faults, self._configure, self._step, read_config
         )
@@ -105,6 +109,7 @@ class Primary:
             force=self.force,
             operations=self.operations,
             connections=Connections(self._fleet, self._intake.ledger, self._inquiries, config.placement.sticky),
+            logs=LogPages(output.ring, self._finished),
             finished=self._finished,
         )
         self._metrics: MetricsServer | None = None

@@ -21,14 +21,12 @@ from wscluster.gateway.cpus import count_cpus
 from wscluster.gateway.event_helper import start_event_helper
 from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
+from wscluster.gateway.output import Output
 from wscluster.gateway.primary import Primary
 from wscluster.gateway.systemd import take_listen_fds
 from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
-
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that mean something to other servers, and whose default would end or stop the primary."""
 
 logger = logging.getLogger("wscluster.primary")
 
@@ -49,7 +47,8 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     _open_standard_streams()
     if config.operate.ready_fd is not None:
         claim_fd(config.operate.ready_fd)
-    logs.set_up(config.operate.log_level, "primary", config.operate.log_format)
+    output = Output(config.operate.log_file, config.operate.log_format)
+    logs.set_up(config.operate.log_level, "primary", config.operate.log_format, stream=output, colour=output.colour)
     make_context(config.tls)  # the workers make their own; what is wrong is said before anything is bound
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
@@ -58,8 +57,9 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     inherited = take_inherited(addresses)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            return runner.run(_live(config, addresses, inherited, read_config))
+            return runner.run(_live(config, addresses, inherited, read_config, output))
         finally:
+            output.close()
             for bound in inherited.values():
                 bound.close()
 
@@ -69,8 +69,10 @@ async def _live(
     addresses: Sequence[Address],
     inherited: dict[int, Bound],
     read_config: Callable[[], Config],
+    output: Output,
 ) -> int:
     loop = asyncio.get_running_loop()
+    output.attach(loop)
     primary: Primary | None = None
     stop_asked = asyncio.Event()
 
@@ -88,8 +90,8 @@ async def _live(
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
     loop.add_signal_handler(signal.SIGQUIT, force)
-    for number in IGNORED:
-        loop.add_signal_handler(number, _ignore, number)
+    loop.add_signal_handler(signal.SIGUSR1, output.reopen)
+    loop.add_signal_handler(signal.SIGUSR2, _ignore, signal.SIGUSR2)
 
     def reload() -> None:
         if primary is not None:
@@ -118,7 +120,7 @@ async def _live(
             for one in bound:
                 one.close()
             return ExitCode.OK
-        primary = Primary(config, bound, loop, read_config, metrics, helper)
+        primary = Primary(config, bound, loop, read_config, output, metrics, helper)
         if os.getpid() == 1:
             OrphanReaper(loop, primary.child_pids)
         return await primary.run()

@@ -65,11 +65,16 @@ class Process:
 
 
 def spawn_worker(
-    loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None], *, own_group: bool = False
+    loop: asyncio.AbstractEventLoop,
+    on_exit: Callable[[int], None],
+    streams: tuple[int, int],
+    *,
+    own_group: bool = False,
 ) -> tuple[Process, socket.socket]:
     """Start a worker; returns its process and the primary's end of the link.
 
     Args:
+        streams: What becomes its standard output and its standard error; they stay the caller's.
         own_group: In a process group of its own: a Ctrl-C in the terminal, which a program would take for its own, then
             reaches the primary alone. What the worker has started is killed with it.
 
@@ -84,6 +89,8 @@ def spawn_worker(
             # -P: a file of the working directory must not stand in for a module that the worker imports.
             [sys.executable, "-P", "-m", "wscluster.workers", "--link-fd", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
+            stdout=streams[0],
+            stderr=streams[1],
             pass_fds=[theirs.fileno()],
             process_group=0 if own_group else None,
         )

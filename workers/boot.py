@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import io
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from wscluster import logs
 from wscluster.config import Config, counts_open, from_json, value_for
 from wscluster.errors import ExitCode, StartError, TargetError
 from wscluster.link import receive_first
+from wscluster.log_text import sign_worker
 from wscluster.loops import new_event_loop
 from wscluster.packets import BootFailed, Drain, Start
 from wscluster.tls import Context, make_context
@@ -152,8 +154,9 @@ class Boot:
 
 
 def sign(worker: Worker) -> str:
-    """Return who signs the lines of the log: ``worker 3 slot 0``."""
-    return f"worker {worker.this_worker.id} slot {worker.this_worker.slot}"
+    """Return who signs the lines of the log."""
+    this = worker.this_worker
+    return sign_worker(this.id, this.slot, this.phase)
 
 
 def _make_context(config: Config) -> Context | None:
@@ -186,7 +189,12 @@ def run(link_fd: int) -> int:
     if config.reload.reload:
         # A file that is saved twice within a second, with the same size, would be taken for the one of before.
         sys.dont_write_bytecode = True
-    logs.set_up(config.operate.log_level, f"worker {start.worker} slot {start.slot}", config.operate.log_format)
+    who = sign_worker(start.worker, start.slot, start.phase)
+    logs.set_up(config.operate.log_level, who, config.operate.log_format, colour=start.colour)
+    # A pipe would keep what is printed back until there is enough of it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     if config.run:
         from wscluster.workers.program import Program
 

@@ -260,6 +260,20 @@ def connections_command(path: Path, slot: int | None, ip: str | None, room: str 
     return list_connections(path, slot=slot, ip=ip, room=room, as_json=as_json)
 
 
+@_asks("logs")
+@click.option("--follow", "-f", is_flag=True, help="Wait for more, until the primary ends or Ctrl-C.")
+@click.option("--slot", type=int, help="Only of this slot's workers.")
+@click.option("--lines", "-n", type=click.IntRange(0), metavar="N", help="Begin with the last N.  [default: all kept]")
+def logs_command(path: Path, follow: bool, slot: int | None, lines: int | None, as_json: bool) -> None:
+    """Print the last lines of the log: the primary's, and what the workers log and print.
+
+    Some 5,000 lines are kept. With --json each is an object: time, role, worker, slot, phase, stream, line.
+    """
+    from wscluster.look_verbs import show_logs
+
+    show_logs(path, follow=follow, slot=slot, last=lines, as_json=as_json)
+
+
 @_asks("kick")
 @click.argument("connection", metavar="ID")
 def kick_command(path: Path, connection: str, as_json: bool) -> None:

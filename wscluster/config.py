@@ -247,6 +247,9 @@ class Operate:
         "info", "Least level that is logged.", choices=("debug", "info", "warning", "error", "critical")
     )
     log_format: str = option("text", "How a line of the log is written.", choices=("text", "json"), fixed=True)
+    log_file: str | None = option(
+        None, "File for the log and for what the workers print; USR1 opens it again.", metavar="PATH", fixed=True
+    )
     access_log: bool | None = option(
         None, "Log a line for each request, or for each WebSocket and its end.", switch=True, only="serve",
         kinds={"handlers": False, "ASGI": True},

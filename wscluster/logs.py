@@ -7,18 +7,26 @@ import logging
 import os
 import re
 import sys
-import time
-from typing import Any
+from typing import Any, Protocol
 
 from wscluster.escaping import escape_controls, escape_lines
+from wscluster.log_text import json_time
 
-__all__ = ["LineFormatter", "escape_controls", "guard_root", "make_formatter", "set_level", "set_up"]
+__all__ = [
+    "LineFormatter",
+    "escape_controls",
+    "guard_root",
+    "make_formatter",
+    "set_level",
+    "set_up",
+    "use_colour",
+]
 
 _DATE = "%Y-%m-%d %H:%M:%S"
 _LEVEL_AT = 24
 """Where the level stands in a line: behind date and time."""
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m", "DEBUG": "\x1b[2m"}
-_WORKER = re.compile(r"worker (\d+) slot (\d+)")
+_WORKER = re.compile(r"worker (\d+) slot (\d+) phase (\d+)")
 
 
 class LineFormatter(logging.Formatter):
@@ -48,19 +56,18 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO 8601, UTC), ``level``, ``role``, of a worker ``worker`` and ``slot``,
-    ``message``, and ``exception`` where there is one."""
+    """One JSON object a line: ``time`` (ISO 8601, UTC), ``level``, ``role``, of a worker ``worker``, ``slot`` and
+    ``phase``, ``message``, and ``exception`` where there is one."""
 
     def __init__(self, who: str) -> None:
         super().__init__()
         match = _WORKER.fullmatch(who)
         self._facts: dict[str, Any] = {"role": who}
         if match is not None:
-            self._facts = {"role": "worker", "worker": int(match[1]), "slot": int(match[2])}
+            self._facts = {"role": "worker", "worker": int(match[1]), "slot": int(match[2]), "phase": int(match[3])}
 
     def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {"time": f"{at}.{int(record.msecs):03}Z", "level": record.levelname.lower(), **self._facts}
+        line = {"time": json_time(record.created), "level": record.levelname.lower(), **self._facts}
         line["message"] = record.getMessage()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -71,11 +78,17 @@ def make_formatter(who: str, kind: type[LineFormatter] = LineFormatter) -> loggi
     """Return what formats the lines that ``who`` signs, as `set_up` was told; as text it is of ``kind``."""
     if _form == "json":
         return JsonFormatter(who)
+    return kind(who, colour=_colour)
+
+
+def use_colour() -> bool:
+    """Say whether standard error is a terminal that shows colours; NO_COLOR says no (no-color.org)."""
     terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    return kind(who, colour=terminal and not os.environ.get("NO_COLOR"))
+    return terminal and not os.environ.get("NO_COLOR")
 
 
 _form = "text"
+_colour = False
 
 
 class _Guard(logging.Formatter):
@@ -113,15 +126,28 @@ def _set_in(text: str) -> str:
     return escape_lines(text).replace("\n", "\n  ")
 
 
-def set_up(level: str, who: str, form: str = "text") -> None:
-    """Log to standard error from ``level`` on; ``who`` (``primary``, ``worker 3 slot 0``) signs every line.
+class Writer(Protocol):
+    """Takes the lines of a log."""
 
-    As text the level is coloured on a terminal, unless NO_COLOR is set (no-color.org); ``form`` may be ``json``.
+    def write(self, text: str, /) -> Any:
+        """Take ``text``, which ends with a line feed."""
+
+    def flush(self) -> Any:
+        """Let nothing wait."""
+
+
+def set_up(
+    level: str, who: str, form: str = "text", *, stream: Writer | None = None, colour: bool | None = None
+) -> None:
+    """Log to ``stream``, by default standard error, from ``level`` on; ``who`` signs: ``primary``, or `sign_worker`.
+
+    As text the level is coloured where ``colour`` or, by default, `use_colour` says so; ``form`` may be ``json``.
     Only the loggers below ``wscluster`` are set up: the root logger belongs to the program that is served.
     """
-    global _form
+    global _form, _colour
     _form = form
-    handler = logging.StreamHandler(sys.stderr)
+    _colour = use_colour() if colour is None else colour
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(make_formatter(who))
     ours = logging.getLogger("wscluster")
     ours.handlers[:] = [handler]

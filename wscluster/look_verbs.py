@@ -1,4 +1,4 @@
-"""The verbs ``top`` and ``connections``: what goes on, for a person or as JSON."""
+"""The verbs ``top``, ``connections`` and ``logs``: what goes on, for a person or as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from wscluster.status_table import all_workers
 from wscluster.terminal import STYLES, Console, Group, Live, Table, Text
 
 MIN_WIDTH = 80
+LOG_SECONDS = 60.0
+"""The primary says at least every 20 s that there is nothing new."""
 PAGES = 10_000
 """More pages than this are no list but a mistake."""
 
@@ -81,6 +83,28 @@ def list_connections(path: Path, *, slot: int | None, ip: str | None, room: str 
     for worker in sorted(silent):
         sys.stderr.write(f"wscluster: worker {worker} does not answer: its connections are not listed\n")
     return ExitCode.FAILED if silent else ExitCode.OK
+
+
+def show_logs(path: Path, *, follow: bool, slot: int | None, last: int | None, as_json: bool) -> None:
+    """Print the lines of the log that are kept, ``last`` of them at most, and with ``follow`` those that come.
+
+    Raises:
+        ControlError: Nobody answers there, there is no such slot, or the primary has died.
+    """
+    after: int | None = None
+    try:
+        while True:
+            page = ask(path, "logs", timeout=LOG_SECONDS, slot=slot, after=after, last=last, wait=follow)
+            if page["lost"]:
+                sys.stderr.write(f"wscluster: {page['lost']} lines are lost: they came faster than they were read\n")
+            for line in page["lines"]:
+                print(json.dumps(line) if as_json else line["line"])
+            sys.stdout.flush()
+            after, last = page["next"], None
+            if page["ended"] or not (follow or page["more"]):
+                return
+    except KeyboardInterrupt:
+        return
 
 
 def _looks(path: Path, interval: float) -> Iterator[dict[str, Any]]:

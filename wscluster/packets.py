@@ -42,12 +42,16 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Primary to worker, the first packet: who the worker is, and the configuration (`config.to_json`)."""
+    """Primary to worker, the first packet: who the worker is, and the configuration (`config.to_json`).
+
+    ``colour`` says that the log ends on a terminal that shows colours.
+    """
 
     slot: int
     worker: int
     phase: int
     config: str
+    colour: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,12 @@ async def _do(ws: Connection, what: str, argument: str) -> Any:
             print("x" * 99 + "\n", end="", flush=True)
             sys.stdout.write(("y" * 99 + "\n") * (int(argument) // 100))
             sys.stdout.flush()
+        case "say":
+            print(argument)  # not flushed: a pipe must not keep it back
+        case "complain":
+            sys.stderr.write(argument + "\n")
+        case "log":
+            ws.logger.warning("%s", argument)
         case "block":
             await ws.send("will")
             time.sleep(float(argument))  # noqa: ASYNC251

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -102,3 +103,12 @@ async def close_code(ws: ClientConnection) -> int:
                 await ws.recv()
     except ConnectionClosed as exc:
         return exc.rcvd.code if exc.rcvd is not None else 1006
+
+
+def printed(cluster: Cluster) -> list[str]:
+    """Return the lines that workers have printed so far, without what says whose they are."""
+    return [
+        match[1]
+        for line in cluster.output
+        if (match := re.search(r" stdout  worker \d+ slot \d+ phase \d+ \| (.*)", line))
+    ]

@@ -23,7 +23,9 @@ from wscluster.gateway.cpus import count_cpus
 from wscluster.testing import Cluster
 
 SERVED = "tests.cluster.obeying:obey"
-GIVEN = ("workers", "host", "port", "graceful_timeout", "control_socket", "ready_fd", "app_dir", "redis_url")
+GIVEN = (
+    "workers", "host", "port", "graceful_timeout", "control_socket", "ready_fd", "log_file", "app_dir", "redis_url",
+)  # fmt: skip
 """What the test gives itself, for the sake of the other processes."""
 ELSEWHERE = {
     "bind", "uds", "fd", "proxy_protocol", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs",

@@ -34,10 +34,10 @@ def texts(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_lines_of_an_app_are_signed_and_in_one_line(say: Say, capsys: pytest.CaptureFixture[str]) -> None:
-    AsgiLog("worker 3 slot 0", "info", access_log=True)
+    AsgiLog("worker 3 slot 0 phase 1", "info", access_log=True)
     say("one\x1b\ntwo\n")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(r" INFO    worker 3 slot 0 | one\x1b\ntwo")
+    assert line.endswith(r" INFO    worker 3 slot 0 phase 1 | one\x1b\ntwo")
 
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", ["step", "trouble"]), ("info", ["trouble"]), ("error", [])])

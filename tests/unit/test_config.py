@@ -50,7 +50,7 @@ NO_DEFAULT = {
     "balance", "redis_url", "ready_fd", "control_socket", "uds", "fd", "env_file", "ssl_certfile", "ssl_keyfile",
     "ssl_keyfile_password", "ssl_ca_certs", "process_request", "process_response", "select_subprotocol", "basic_auth",
     "limit_connections", "limit_connections_per_ip", "limit_connect_rate_per_ip", "limit_concurrency",
-    "on_event", "workers_lifetime", "workers_max_rss", "limit_max_messages", *KINDS,
+    "on_event", "log_file", "workers_lifetime", "workers_max_rss", "limit_max_messages", *KINDS,
 }  # fmt: skip
 EMPTY = {"bind", "subprotocols", "allowed_origins", "header", "reload_dir", "reload_include", "reload_exclude"}
 

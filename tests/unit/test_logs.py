@@ -87,12 +87,12 @@ def test_the_level_decides_and_the_root_logger_is_left_alone(
     monkeypatch.setattr(sys, "stderr", stderr)  # pytest sets its own between a fixture and its test
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
-    logs.set_up("warning", "worker 1 slot 0")
+    logs.set_up("warning", "worker 1 slot 0 phase 2")
     logging.getLogger("wscluster.bus").info("not this")
     logging.getLogger("other").info("nor this")
     logging.getLogger("wscluster.bus").error("this")
     (line,) = lines_of(stderr)
-    assert line.endswith("worker 1 slot 0 | this")
+    assert line.endswith("worker 1 slot 0 phase 2 | this")
     assert (root.handlers[:], root.level) == before
 
 
@@ -140,11 +140,11 @@ def test_a_program_without_logging_of_its_own_forges_no_line(
     stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with program(stderr, monkeypatch):
-        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0 phase 2")
         logging.getLogger("shop").warning("path %s", EVIL)
         logging.getLogger("shop").info("not this")
         (line,) = lines_of(stderr)
-        assert r"WARNING worker 1 slot 0 | path \x1b]0;owned\x07\r\n2026" in line
+        assert r"WARNING worker 1 slot 0 phase 2 | path \x1b]0;owned\x07\r\n2026" in line
 
 
 def test_a_programs_own_format_stays_and_its_messages_are_escaped(
@@ -152,8 +152,8 @@ def test_a_programs_own_format_stays_and_its_messages_are_escaped(
 ) -> None:
     with program(stderr, monkeypatch):
         logging.basicConfig(format="[%(levelname)s] %(message)s", level="INFO", stream=stderr)
-        logs.guard_root("worker 1 slot 0")
-        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0 phase 2")
+        logs.guard_root("worker 1 slot 0 phase 2")
         logging.getLogger("shop").info("basket:\n%s", EVIL)
         try:
             raise ValueError(EVIL)
@@ -174,7 +174,7 @@ def test_a_programs_own_formatter_is_left_alone(stderr: io.StringIO, monkeypatch
         handler = logging.StreamHandler(stderr)
         handler.setFormatter(Coloured("\x1b[32m%(message)s\x1b[0m"))
         root.addHandler(handler)
-        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0 phase 2")
         logging.getLogger("shop").warning("hello")
         assert stderr.getvalue() == "\x1b[32mhello\x1b[0m\n"
 
@@ -182,7 +182,7 @@ def test_a_programs_own_formatter_is_left_alone(stderr: io.StringIO, monkeypatch
 def test_a_programs_own_colours_stay_in_a_plain_formatter(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     with program(stderr, monkeypatch):
         logging.basicConfig(format="\x1b[32m%(message)s\x1b[0m", stream=stderr)
-        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0 phase 2")
         logging.getLogger("shop").warning("a%sb", "\x1b[2J")
         assert stderr.getvalue() == "\x1b[32ma\\x1b[2Jb\x1b[0m\n"
 
@@ -190,12 +190,12 @@ def test_a_programs_own_colours_stay_in_a_plain_formatter(stderr: io.StringIO, m
 def test_no_last_resort_is_no_fault(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     with program(stderr, monkeypatch) as root:
         monkeypatch.setattr(logging, "lastResort", None)
-        logs.guard_root("worker 1 slot 0")
+        logs.guard_root("worker 1 slot 0 phase 2")
         assert root.handlers == []
 
 
 def test_json_is_one_object_a_line_whatever_was_logged(stderr: io.StringIO) -> None:
-    logs.set_up("debug", "worker 3 slot 0", "json")
+    logs.set_up("debug", "worker 3 slot 0 phase 2", "json")
     (handler,) = logging.getLogger("wscluster").handlers
     assert isinstance(handler, logging.StreamHandler)
     handler.setStream(stderr)
@@ -206,11 +206,12 @@ def test_json_is_one_object_a_line_whatever_was_logged(stderr: io.StringIO) -> N
             logging.getLogger("wscluster.worker").exception("failed: %s", EVIL)
         logging.getLogger("wscluster.worker").info("fine")
         first, second = (json.loads(line) for line in stderr.getvalue().splitlines())
-        assert (first["level"], first["role"], first["worker"], first["slot"]) == ("error", "worker", 3, 0)
+        assert (first["level"], first["role"]) == ("error", "worker")
+        assert (first["worker"], first["slot"], first["phase"]) == (3, 0, 2)
         assert first["message"] == f"failed: {EVIL}"
         assert "ValueError" in first["exception"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
-        assert second.keys() == {"time", "level", "role", "worker", "slot", "message"}
+        assert second.keys() == {"time", "level", "role", "worker", "slot", "phase", "message"}
         assert (
             json.loads(logs.JsonFormatter("primary").format(logging.makeLogRecord({"msg": "x"})))["role"] == "primary"
         )
@@ -234,7 +235,7 @@ def test_a_level_is_coloured_on_a_terminal_unless_somebody_wants_none(
     if variable is not None:
         monkeypatch.setenv(*variable)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    formatter = logs.make_formatter("primary")
+    formatter = logs.LineFormatter("primary", colour=logs.use_colour())
     record = logging.makeLogRecord({"levelname": "WARNING", "msg": f"careful {EVIL}"})
     text = formatter.format(record)
     assert (" \x1b[33mWARNING\x1b[0m primary | careful" in text) == coloured
