@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from wscluster.config import Listen, counts_open
 from wscluster.gateway.placement import sticky_key
+from wscluster.gateway.state import AdmissionState
 
 
 class Admission:
@@ -43,6 +44,14 @@ class Admission:
     def addresses(self) -> int:
         """Addresses that something is remembered of: no more than have a connection or began one in the last second."""
         return len(self._per_ip.keys() | self._left.keys())
+
+    def carry(self) -> AdmissionState:
+        """Return what is counted, for the next process."""
+        return AdmissionState(self._open, self._per_ip, self._adopted, self._left)
+
+    def resume(self, state: AdmissionState) -> None:
+        """Count on from what the process before has counted."""
+        self._open, self._per_ip, self._adopted, self._left = state.open, state.per_ip, state.adopted, state.left
 
     def admit(self, number: int, host: str, now: float) -> str | None:
         """Admit connection ``number``, or return the name of the limit that is reached; then it counts for nothing."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wscluster.gateway.state import AskedState
 from wscluster.packets import Bind, BoundAt
 
 MAX_LISTENERS = 64
@@ -47,6 +48,14 @@ class Asked:
     def names(self) -> tuple[Any, ...]:
         """What ``getsockname()`` says of each listener."""
         return tuple(self._names)
+
+    def carry(self) -> AskedState:
+        """Return what was asked, for the next process."""
+        return AskedState(self._names, self._requests, self._addresses)
+
+    def resume(self, state: AskedState) -> None:
+        """Know what the process before was asked."""
+        self._names, self._requests, self._addresses = state.names, state.requests, state.addresses
 
     def ask(self, request: Bind) -> BoundAt | None:
         """Return the answer to what was asked before, or to what there is no room for; None: `found` is needed."""

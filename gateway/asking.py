@@ -45,7 +45,7 @@ class Asking:
         self._listening = listening
         self._answer = answer
         self._on_bound = on_bound
-        self._asked = Asked()
+        self.asked = Asked()
         self._waiting: deque[tuple[int, int, Bind]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -53,11 +53,16 @@ class Asking:
         """Answer ``request`` of ``worker``, whose process is ``pid``, as soon as those before it are answered."""
         if len(self._waiting) >= MAX_WAITING:
             reason = f"{MAX_WAITING} requests to listen wait already; try again"
-            self._answer(worker, self._asked.failed(request, errno.EAGAIN, reason))
+            self._answer(worker, self.asked.failed(request, errno.EAGAIN, reason))
             return
         self._waiting.append((worker, pid, request))
         if self._task is None or self._task.done():
             self._task = self._loop.create_task(self._work())
+
+    @property
+    def busy(self) -> bool:
+        """Somebody waits for an answer."""
+        return self._task is not None and not self._task.done()
 
     def close(self) -> None:
         """Answer nothing more."""
@@ -71,19 +76,17 @@ class Asking:
             self._answer(worker, await self._decide(pid, request))
 
     async def _decide(self, pid: int, request: Bind) -> BoundAt:
-        known = self._asked.ask(request)
+        known = self.asked.ask(request)
         if known is not None:
             return known
         shown = f"unix:{request.path}" if request.path else show_address(Tcp(request.host, request.port))
         try:
             addresses = await self._resolve(request)
         except socket.gaierror as exc:
-            return self._asked.failed(
-                request, exc.errno or socket.EAI_FAIL, f"cannot listen on {shown}: {exc.strerror}"
-            )
+            return self.asked.failed(request, exc.errno or socket.EAI_FAIL, f"cannot listen on {shown}: {exc.strerror}")
         except (UnicodeError, OverflowError) as exc:
-            return self._asked.failed(request, errno.EINVAL, f"cannot listen on {shown}: {exc}")
-        step = self._asked.found(request, addresses)
+            return self.asked.failed(request, errno.EINVAL, f"cannot listen on {shown}: {exc}")
+        step = self.asked.found(request, addresses)
         if not isinstance(step, Open):
             return step
         before = len(self._listening.names)
@@ -92,10 +95,10 @@ class Asking:
             described = _describe(step, bound)
             self._listening.add(bound, request.backlog)
         except CannotBind as exc:
-            return self._asked.failed(request, exc.errno, str(exc))
+            return self.asked.failed(request, exc.errno, str(exc))
         for name in self._listening.names[before:]:
             self._on_bound(name)
-        return self._asked.opened(request, addresses, described)
+        return self.asked.opened(request, addresses, described)
 
     async def _resolve(self, request: Bind) -> list[Address]:
         if request.path:

@@ -12,6 +12,8 @@ from typing import Any
 
 from wscluster.addresses import Address, Inherited, Tcp, UnixPath, show_address
 from wscluster.errors import ExitCode, StartError
+from wscluster.gateway.carried import Fd
+from wscluster.gateway.state import ListenerState
 
 UNIX_MODE = 0o666
 """As uvicorn makes its Unix sockets: the folder says who may connect."""
@@ -43,6 +45,17 @@ class Bound:
         self.name = _name(sock)
         self._path = path
         self._identity = _identity(path) if path is not None else None
+
+    def carry(self, backlog: int) -> ListenerState:
+        """Return what the next process needs to go on with this socket."""
+        return ListenerState(Fd(self.sock.fileno()), self._path, self._identity, backlog)
+
+    @classmethod
+    def resume(cls, state: ListenerState) -> Bound:
+        """Return the socket that the process before has bound."""
+        bound = cls(socket.socket(fileno=state.fd))
+        bound._path, bound._identity = state.path, state.identity
+        return bound
 
     def is_reachable(self) -> bool:
         """Say whether the path still leads to this socket: somebody may have put another in its place."""

@@ -19,6 +19,7 @@ class BootFaults:
 
     Attributes:
         given_up: Why the last slot that was given up was so; empty while none was.
+        shown: Tracebacks that were shown already.
         traceback: The last one that a worker has sent since a reload began; or empty.
     """
 
@@ -27,13 +28,13 @@ class BootFaults:
         self.given_up = ""
         self.traceback = ""
         self._first: StartError | None = None
-        self._shown: set[str] = set()
+        self.shown: set[str] = set()
 
     def tell(self, worker: int, packet: BootFailed, *, ever_ready: bool) -> None:
         """Show the traceback, and log the reason; before any worker was ready, keep the first one for the end."""
         self.traceback = packet.traceback or self.traceback
-        if packet.traceback and packet.traceback not in self._shown:
-            self._shown.add(packet.traceback)
+        if packet.traceback and packet.traceback not in self.shown:
+            self.shown.add(packet.traceback)
             self._show(packet.traceback)
         if not ever_ready and self._first is None:
             self._first = StartError(packet.reason, ExitCode(packet.exit_code))
@@ -42,7 +43,7 @@ class BootFaults:
 
     def show_again(self) -> None:
         """The program may be another one from now on: what was shown before is shown again."""
-        self._shown.clear()
+        self.shown.clear()
         self.traceback = ""
 
     def fault(self, exit_code: int) -> StartError:

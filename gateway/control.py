@@ -20,6 +20,8 @@ from typing import Any
 
 from wscluster.control_paths import UnsafeFolder, default_path, make_folder
 from wscluster.errors import StartError
+from wscluster.gateway.carried import Fd
+from wscluster.gateway.state import ControlState
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
@@ -55,37 +57,64 @@ class ControlServer:
         self.path = default_path(os.getpid()) if path is None else Path(path)
         self._private = path is None
         self._handle = handle
-        self._server: asyncio.Server | None = None
+        self._sock: socket.socket | None = None
+        self._accepting = False
         self._calls: set[asyncio.Task[None]] = set()
         self._inode: tuple[int, int] | None = None
 
-    async def start(self) -> None:
-        """Begin to serve.
+    async def start(self, state: ControlState | None = None) -> None:
+        """Begin to serve, on the socket of the process before where there is one.
 
         Raises:
             StartError: Another primary serves there, or the path is no good.
         """
-        try:
-            if self._private:
-                make_folder(self.path.parent)
-                _remove_stale(self.path.parent)
-            sock = _bind(self.path)
-        except (UnsafeFolder, OSError) as exc:
-            raise StartError(f"control socket {self.path}: {exc}; choose another with --control-socket") from exc
-        status = self.path.stat()
-        self._inode = (status.st_dev, status.st_ino)
-        self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_LINE_BYTES)
+        if state is not None:
+            self._sock, self._inode = socket.socket(fileno=state.fd), state.identity
+        else:
+            try:
+                if self._private:
+                    make_folder(self.path.parent)
+                    _remove_stale(self.path.parent)
+                self._sock = _bind(self.path)
+            except (UnsafeFolder, OSError) as exc:
+                raise StartError(f"control socket {self.path}: {exc}; choose another with --control-socket") from exc
+            status = self.path.stat()
+            self._inode = (status.st_dev, status.st_ino)
+        self._sock.setblocking(False)
+        self.go_on()
 
-    async def close(self) -> None:
-        """Let the calls that are under way be answered, then remove the socket."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
+    def carry(self) -> ControlState:
+        """Return what the next process needs to serve here."""
+        assert self._sock is not None
+        assert self._inode is not None
+        return ControlState(Fd(self._sock.fileno()), self._inode)
+
+    async def pause(self) -> None:
+        """Take no more calls, and let those under way be answered; who has not asked anything by then is hung up on.
+
+        Who calls meanwhile waits in the kernel's queue, until `go_on` or for the next process.
+        """
+        if self._sock is not None and self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self._sock)
         if self._calls:
             _, late = await asyncio.wait(self._calls, timeout=ANSWER_SECONDS)
             for call in late:
                 call.cancel()
+
+    def go_on(self) -> None:
+        """Take calls again."""
+        if self._sock is not None and not self._accepting:
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self._sock, self._readable, self._sock)
+
+    async def close(self) -> None:
+        """Let the calls that are under way be answered, then remove the socket."""
+        if self._sock is None:
+            return
+        await self.pause()
+        self._sock.close()
+        self._sock = None
         try:
             status = self.path.stat()
             if (status.st_dev, status.st_ino) == self._inode:
@@ -93,19 +122,27 @@ class ControlServer:
         except FileNotFoundError:
             return
 
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        uid = _peer_uid(writer.get_extra_info("socket"))
+    def _readable(self, listening: socket.socket) -> None:
+        try:
+            sock, _ = listening.accept()
+        except OSError as exc:
+            if not isinstance(exc, BlockingIOError | ConnectionAbortedError):
+                logger.warning("a call to the control socket was not taken: %s", exc.strerror)
+            return
+        sock.setblocking(False)
+        uid = _peer_uid(sock)
         if uid not in (0, os.getuid()) or len(self._calls) >= MAX_CONNECTIONS:
             logger.warning("a call to the control socket was refused: user %d, %d calls", uid, len(self._calls))
-            writer.close()
+            sock.close()
             return
-        call = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        call = asyncio.get_running_loop().create_task(self._serve(sock))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_BYTES)
         try:
-            while self._server is not None and (line := await _read_line(reader)):
+            while self._accepting and (line := await _read_line(reader)):
                 writer.write(_line(await self._answer(line, writer)))
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:

@@ -6,14 +6,18 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from wscluster.gateway.carried import Fd
+from wscluster.gateway.child import Child
 from wscluster.gateway.log_lines import Origin
 from wscluster.gateway.output import Output
 from wscluster.gateway.poller import Poller
 from wscluster.gateway.spawner import Process, spawn_worker
+from wscluster.gateway.state import WorkerState
 from wscluster.gateway.status import Figures, Totals
-from wscluster.link import Link
+from wscluster.link import Link, link_pair
 from wscluster.packets import Beat, Packet, Start
 
 logger = logging.getLogger("wscluster.primary")
@@ -66,23 +70,49 @@ class Crew:
         """
         streams = self._output.pipes(Origin(worker, slot, phase))
         try:
-            process, sock = spawn_worker(
-                self._loop, lambda status: self._exited(worker, status), streams, own_group=self._own_groups
-            )
+            child, sock = spawn_worker(streams, own_group=self._own_groups)
         finally:
             for fd in streams:
                 os.close(fd)
-        logger.debug("worker %d started in slot %d, pid %d", worker, slot, process.pid)
-        self._processes[worker] = process
-        self.figures[worker] = Figures(process.pid)
-        link = Link(
+        logger.debug("worker %d started in slot %d, pid %d", worker, slot, child.pid)
+        self._add(worker, child, sock, Figures(child.pid))
+        self._links[worker].send(Start(slot, worker, phase, self.config, self._output.colour))
+
+    def carry(self) -> dict[int, WorkerState]:
+        """Return what the next process needs of each worker."""
+        return {
+            worker: WorkerState(
+                process.child.carry(),
+                None if link.closed else Fd(link.fileno()),
+                link.waiting(),
+                self.figures[worker],
+            )
+            for worker, process in self._processes.items()
+            for link in [self._links[worker]]
+        }
+
+    def resume(self, workers: Mapping[int, WorkerState], totals: Totals) -> None:
+        """Go on with the workers that the process before has started."""
+        self.totals = totals
+        for worker, state in workers.items():
+            # Of one whose link has ended, only the end of its process is still to come.
+            sock = link_pair()[0] if state.link is None else socket.socket(fileno=state.link)
+            self._add(worker, Child.resume(state.child), sock, state.figures)
+            if state.link is None:
+                self._links[worker].close()
+            self._links[worker].resume(state.outbox)
+
+    def _add(self, worker: int, child: Child, sock: socket.socket, figures: Figures) -> None:
+        self._processes[worker] = Process(
+            child, self._loop, lambda status: self._exited(worker, status), own_group=self._own_groups
+        )
+        self.figures[worker] = figures
+        self._links[worker] = Link(
             sock,
             self._loop,
             lambda packet, fds: self._received(worker, packet, fds),
             lambda: self._on_link_end(worker),
         )
-        self._links[worker] = link
-        link.send(Start(slot, worker, phase, self.config, self._output.colour))
 
     def send(self, worker: int, packet: Packet, fds: Sequence[int] = ()) -> None:
         """Send ``packet`` to ``worker``, with ``fds`` beside it: they stay open until the worker has answered."""

@@ -11,7 +11,10 @@ from typing import Any
 
 from wscluster.config import Config
 from wscluster.errors import ExitCode, StartError
+from wscluster.gateway.carried import Fd
+from wscluster.gateway.child import Child
 from wscluster.gateway.events import EventLog
+from wscluster.gateway.state import HelperState
 
 START_SECONDS = 30.0
 """What the function's module gets to be imported."""
@@ -32,8 +35,8 @@ class EventHelper:
         self._function = function
         self._folder = os.path.abspath(folder)
         self._loop = loop
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
+        self._child: Child | None = None
+        self._input = -1
         self._events = EventLog(None, loop)
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -42,7 +45,7 @@ class EventHelper:
     @property
     def pid(self) -> int | None:
         """Process id; None where it does not run."""
-        return None if self._popen is None else self._popen.pid
+        return None if self._child is None else self._child.pid
 
     async def start(self) -> None:
         """Start the process; returns when the function is imported.
@@ -72,6 +75,22 @@ class EventHelper:
             reason = said.removeprefix("failed ") or "its process ended before it was imported"
             raise StartError(f"--on-event {self._function}: {reason}", ExitCode.TARGET)
 
+    def carry(self) -> HelperState:
+        """Return what the next process needs to go on with this one's."""
+        child, pipe = (None, None) if self._child is None else (self._child.carry(), Fd(self._input))
+        return HelperState(child, pipe, self._events.carry(), self._failures)
+
+    def resume(self, state: HelperState) -> None:
+        """Go on with the process that the primary before has started."""
+        self._failures = state.failures
+        if state.child is None or state.input is None:
+            self._timer = self._loop.call_later(FIRST_BACKOFF, self._start_again)
+            return
+        self._child, self._input = Child.resume(state.child), state.input
+        self._loop.add_reader(self._child.pidfd, self._exited)
+        self._events = EventLog(self._input, self._loop)
+        self._events.resume(state.waiting)
+
     def event(self, event: str, facts: dict[str, Any]) -> None:
         """Hand one event on."""
         self._events.emit(event, **facts)
@@ -81,14 +100,13 @@ class EventHelper:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        popen = self._popen
-        if popen is None:
+        if self._child is None:
             return
         await self._events.drain(END_SECONDS)
         self._close_input()
         ended: asyncio.Future[None] = self._loop.create_future()
-        self._loop.remove_reader(self._pidfd)
-        self._loop.add_reader(self._pidfd, _set, ended)
+        self._loop.remove_reader(self._child.pidfd)
+        self._loop.add_reader(self._child.pidfd, _set, ended)
         await asyncio.wait([ended], timeout=END_SECONDS)
         if not ended.done():
             logger.warning("--on-event %s did not return: its process is killed", self._function)
@@ -96,22 +114,23 @@ class EventHelper:
 
     def _spawn(self) -> int:
         told, tell = os.pipe()
+        reading, self._input = os.pipe2(os.O_CLOEXEC)
         try:
             popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wscluster.workers.on_event", self._function, self._folder, str(tell)],
-                stdin=subprocess.PIPE,
+                stdin=reading,
                 pass_fds=[tell],
             )
+            self._child = Child.of(popen)
         except OSError:
             os.close(told)
+            self._close_input()
             raise
         finally:
             os.close(tell)
-        assert popen.stdin is not None
-        self._popen = popen
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(self._pidfd, self._exited)
-        self._events = EventLog(popen.stdin.fileno(), self._loop)
+            os.close(reading)
+        self._loop.add_reader(self._child.pidfd, self._exited)
+        self._events = EventLog(self._input, self._loop)
         return told
 
     def _exited(self) -> None:
@@ -133,20 +152,17 @@ class EventHelper:
 
     def _close_input(self) -> None:
         self._events.close()
-        if self._popen is not None and self._popen.stdin is not None:
-            self._popen.stdin.close()
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
 
     def _kill(self) -> int:
-        assert self._popen is not None
-        popen, self._popen = self._popen, None
-        self._events.close()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        popen.kill()
-        status = popen.wait()
-        if popen.stdin is not None:
-            popen.stdin.close()
-        return status
+        assert self._child is not None
+        child, self._child = self._child, None
+        self._loop.remove_reader(child.pidfd)
+        child.kill()
+        self._close_input()
+        return child.reap()
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -154,8 +170,10 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def start_event_helper(config: Config, loop: asyncio.AbstractEventLoop) -> EventHelper | None:
-    """Start what ``--on-event`` asks for; None without it.
+async def start_event_helper(
+    config: Config, loop: asyncio.AbstractEventLoop, state: HelperState | None
+) -> EventHelper | None:
+    """Start what ``--on-event`` asks for, or go on with it; None without it.
 
     Raises:
         StartError: The function cannot be imported.
@@ -163,5 +181,8 @@ async def start_event_helper(config: Config, loop: asyncio.AbstractEventLoop) ->
     if config.operate.on_event is None:
         return None
     helper = EventHelper(config.operate.on_event, config.operate.app_dir, loop)
-    await helper.start()
+    if state is None:
+        await helper.start()
+    else:
+        helper.resume(state)
     return helper

@@ -76,6 +76,15 @@ class EventLog:
         if self._writable is not None and not self._writable.waiting:
             self._write()
 
+    def carry(self) -> list[bytes]:
+        """Return the lines that wait."""
+        return list(self._waiting)
+
+    def resume(self, waiting: list[bytes]) -> None:
+        """Write what has waited in the process before, ahead of everything else."""
+        self._waiting.extendleft(reversed(waiting))
+        self._write()
+
     async def drain(self, timeout: float) -> None:
         """Wait until everything is written, or for ``timeout`` seconds."""
         if self._waiting and self._fd is not None:

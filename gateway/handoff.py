@@ -82,6 +82,22 @@ class _Worker:
         return connections + self.adopted - adopted
 
 
+@dataclass(slots=True)
+class Books:
+    """All that a ledger remembers."""
+
+    slots: list[_Slot]
+    workers: dict[int, _Worker] = field(default_factory=dict)
+    stopping: bool = False
+    accepted: int = 0
+    adopted: int = 0
+    rejected: int = 0
+    placed_again: int = 0
+    refused: int = 0
+    returned: int = 0
+    """Of those that were adopted: they are adopted once more, or rejected."""
+
+
 class Ledger:
     """Places connections and keeps account of them. Each method is an event and returns the commands that follow.
 
@@ -90,21 +106,20 @@ class Ledger:
         chooser: Orders the slots for a connection.
         slot_wait: Seconds for which connections wait for a slot that has no worker.
         now: Seconds on the caller's clock.
+
+    Attributes:
+        books: What it remembers; another ledger may go on with it.
     """
 
     def __init__(self, slots: int, chooser: Chooser, slot_wait: float, now: float) -> None:
-        self._slots = [_Slot(down_since=now) for _ in range(slots)]
+        self.books = Books([_Slot(down_since=now) for _ in range(slots)])
         self._chooser = chooser
         self.slot_wait = slot_wait
-        self._workers: dict[int, _Worker] = {}
-        self._stopping = False
-        self.accepted = 0
-        self.adopted = 0
-        self.rejected = 0
-        self.placed_again = 0
-        self.refused = 0
-        self.returned = 0
-        """Of those that were adopted: they are adopted once more, or rejected."""
+
+    def resume(self, books: Books, chooser: Chooser) -> None:
+        """Go on with what another ledger remembers, of as many slots as ``chooser`` orders."""
+        self.books = books
+        self._chooser = chooser
 
     # Events
 
@@ -113,7 +128,7 @@ class Ledger:
         touched: set[int] = set()
         rejected: list[int] = []
         for offered in connections:
-            self.accepted += 1
+            self.books.accepted += 1
             self._place(_Pending(offered), now, touched, rejected)
         return self._commands(touched, rejected)
 
@@ -122,14 +137,14 @@ class Ledger:
 
         What another worker of the slot was offered stays that one's own until it answers or its link ends.
         """
-        state = self._slots[slot]
+        state = self.books.slots[slot]
         state.worker, state.failed = worker, False
-        self._workers.setdefault(worker, _Worker(slot))
+        self.books.workers.setdefault(worker, _Worker(slot))
         return self._commands({slot}, [])
 
     def unroute(self, slot: int, worker: int, now: float) -> list[Command]:
         """``worker`` takes nothing new; what it was offered is still its own until it answers or its link ends."""
-        state = self._slots[slot] if slot < len(self._slots) else None  # else it was scaled away
+        state = self.books.slots[slot] if slot < len(self.books.slots) else None  # else it was scaled away
         if state is not None and state.worker == worker:
             state.worker = None
             state.down_since = now
@@ -137,18 +152,18 @@ class Ledger:
 
     def adopt(self, worker: int, numbers: Iterable[int]) -> list[Command]:
         """``worker`` has adopted these; what it was not offered, or has answered before, changes nothing."""
-        state = self._workers[worker]
+        state = self.books.workers[worker]
         released = tuple(number for number in numbers if state.offered.pop(number, None) is not None)
         state.adopted += len(released)
-        self.adopted += len(released)
+        self.books.adopted += len(released)
         commands = self._commands({state.slot}, [])
         return [Release(released), *commands] if released else commands
 
     def refuse(self, worker: int, numbers: Iterable[int], now: float) -> list[Command]:
         """``worker`` gives these back, unread."""
-        state = self._workers[worker]
+        state = self.books.workers[worker]
         refused = [state.offered.pop(number) for number in numbers if number in state.offered]
-        self.refused += len(refused)
+        self.books.refused += len(refused)
         for pending in refused:
             pending.refused_by |= {worker}
         return self._place_again(refused, {state.slot}, now)
@@ -156,12 +171,12 @@ class Ledger:
     def give_back(self, worker: int, connections: Iterable[Offered], now: float) -> list[Command]:
         """``worker`` had adopted these, under other numbers, and they are unread: place them again, elsewhere."""
         returned = [_Pending(offered, frozenset({worker})) for offered in connections]
-        self.returned += len(returned)
+        self.books.returned += len(returned)
         return self._place_again(returned, set(), now)
 
     def end(self, worker: int, now: float) -> list[Command]:
         """The link of ``worker`` has ended, and its last packet was read: what it did not adopt is unread."""
-        state = self._workers.pop(worker, None)
+        state = self.books.workers.pop(worker, None)
         if state is None:
             return []
         self.unroute(state.slot, worker, now)
@@ -169,7 +184,7 @@ class Ledger:
 
     def fail_slot(self, slot: int, now: float) -> list[Command]:
         """The slot was given up: nobody waits for it any more."""
-        self._slots[slot].failed = True
+        self.books.slots[slot].failed = True
         return self._empty([slot], now)
 
     def resize(self, slots: int, chooser: Chooser, now: float) -> list[Command]:
@@ -179,9 +194,9 @@ class Ledger:
         worker of one was offered stays that one's own until it answers or its link ends.
         """
         self._chooser = chooser
-        waiting = [pending for slot in self._slots[slots:] for pending in slot.queue]
-        del self._slots[slots:]
-        self._slots += [_Slot(failed=True, down_since=now) for _ in range(slots - len(self._slots))]
+        waiting = [pending for slot in self.books.slots[slots:] for pending in slot.queue]
+        del self.books.slots[slots:]
+        self.books.slots += [_Slot(failed=True, down_since=now) for _ in range(slots - len(self.books.slots))]
         touched: set[int] = set()
         rejected: list[int] = []
         for pending in waiting:
@@ -190,19 +205,19 @@ class Ledger:
 
     def report(self, worker: int, connections: int, adopted: int) -> None:
         """A beat of ``worker``: its open connections, and how many it has adopted in all."""
-        if worker in self._workers:  # else it is not ready yet, or its link has ended
-            self._workers[worker].reported = (connections, adopted)
+        if worker in self.books.workers:  # else it is not ready yet, or its link has ended
+            self.books.workers[worker].reported = (connections, adopted)
 
     def stop(self, now: float) -> list[Command]:
         """Nothing is placed any more: what waits is rejected, and what comes back too."""
-        self._stopping = True
-        return self._empty(range(len(self._slots)), now)
+        self.books.stopping = True
+        return self._empty(range(len(self.books.slots)), now)
 
     def tick(self, now: float) -> list[Command]:
         """Send on what has waited `slot_wait` for a slot without a worker."""
         due = [
             number
-            for number, slot in enumerate(self._slots)
+            for number, slot in enumerate(self.books.slots)
             if slot.worker is None and slot.queue and slot.down_since + self.slot_wait <= now
         ]
         return self._empty(due, now) if due else []
@@ -210,7 +225,7 @@ class Ledger:
     def next_deadline(self) -> float | None:
         """When `tick` has something to do; None where nothing waits for a slot without a worker."""
         return min(
-            (slot.down_since + self.slot_wait for slot in self._slots if slot.worker is None and slot.queue),
+            (slot.down_since + self.slot_wait for slot in self.books.slots if slot.worker is None and slot.queue),
             default=None,
         )
 
@@ -220,15 +235,15 @@ class Ledger:
 
     def loads(self) -> list[int]:
         """Connections of each slot: open, offered and waiting."""
-        return [self._load(slot) for slot in self._slots]
+        return [self._load(slot) for slot in self.books.slots]
 
     def waiting(self) -> list[int]:
         """Connections that wait for each slot."""
-        return [len(slot.queue) for slot in self._slots]
+        return [len(slot.queue) for slot in self.books.slots]
 
     def offered(self) -> int:
         """Connections that workers were offered and have not answered for."""
-        return sum(len(worker.offered) for worker in self._workers.values())
+        return sum(len(worker.offered) for worker in self.books.workers.values())
 
     def pending(self) -> int:
         """Number of connections that are neither adopted nor rejected."""
@@ -239,7 +254,7 @@ class Ledger:
     def _load(self, slot: _Slot) -> int:
         load = len(slot.queue)
         if slot.worker is not None:
-            worker = self._workers[slot.worker]
+            worker = self.books.workers[slot.worker]
             load += len(worker.offered) + worker.open_connections()
         return load
 
@@ -253,7 +268,7 @@ class Ledger:
         order = self._chooser(offered.number, offered.host, () if sticky else self.loads())
         soon: int | None = None
         for number in order:
-            slot = self._slots[number]
+            slot = self.books.slots[number]
             if slot.failed or (not sticky and len(slot.queue) >= MAX_QUEUE):
                 continue
             if slot.worker is not None:
@@ -267,16 +282,16 @@ class Ledger:
         return soon
 
     def _place(self, pending: _Pending, now: float, touched: set[int], rejected: list[int]) -> None:
-        number = None if self._stopping else self._choose(pending, now)
+        number = None if self.books.stopping else self._choose(pending, now)
         if number is not None:
-            queue = self._slots[number].queue
+            queue = self.books.slots[number].queue
             # Oldest first, also where a connection comes back from a worker or from another slot.
             insort(queue, pending, key=_number_of)
             touched.add(number)
             if len(queue) <= MAX_QUEUE:
                 return
             pending = queue.pop()
-        self.rejected += 1
+        self.books.rejected += 1
         rejected.append(pending.number)
 
     def _place_again(self, returned: list[_Pending], touched: set[int], now: float) -> list[Command]:
@@ -284,14 +299,14 @@ class Ledger:
         rejected: list[int] = []
         for pending in returned:
             self._place(pending, now, touched, rejected)
-        self.placed_again += sum(pending.number not in rejected for pending in returned)
+        self.books.placed_again += sum(pending.number not in rejected for pending in returned)
         return self._commands(touched, rejected)
 
     def _empty(self, slots: Iterable[int], now: float) -> list[Command]:
         touched: set[int] = set()
         rejected: list[int] = []
         for number in slots:
-            waiting, self._slots[number].queue = self._slots[number].queue, []
+            waiting, self.books.slots[number].queue = self.books.slots[number].queue, []
             for pending in waiting:
                 self._place(pending, now, touched, rejected)
         return self._commands(touched, rejected)
@@ -300,12 +315,12 @@ class Ledger:
         """Offer what waits for the ``touched`` slots as far as the windows reach."""
         commands: list[Command] = []
         for number in sorted(touched):
-            if number >= len(self._slots):  # of a worker whose slot was scaled away
+            if number >= len(self.books.slots):  # of a worker whose slot was scaled away
                 continue
-            slot = self._slots[number]
+            slot = self.books.slots[number]
             if slot.worker is None or not slot.queue:
                 continue
-            worker = self._workers[slot.worker]
+            worker = self.books.workers[slot.worker]
             batch = slot.queue[: WINDOW - len(worker.offered)]
             if batch:
                 del slot.queue[: len(batch)]

@@ -12,12 +12,14 @@ from wscluster.config import Config, flag_of
 from wscluster.gateway import handoff
 from wscluster.gateway.admission import make_admission
 from wscluster.gateway.binding import Bound
+from wscluster.gateway.carried import Fd
 from wscluster.gateway.durations import Durations
 from wscluster.gateway.listener import Accepted
 from wscluster.gateway.listening import Listening
 from wscluster.gateway.peek import make_peeker
 from wscluster.gateway.placement import make_chooser
 from wscluster.gateway.shed import Shedder
+from wscluster.gateway.state import IntakeState
 from wscluster.packets import Offer, Offered
 
 logger = logging.getLogger("wscluster.primary")
@@ -147,6 +149,40 @@ class Intake:
         """End every lingering close now."""
         self._shedder.close()
 
+    # The next process
+
+    def carry(self) -> IntakeState:
+        """Return the listeners and what is not adopted yet. Clients that are being turned away have been told."""
+        return IntakeState(
+            listeners=self.listening.carry(),
+            accepting=self.listening.started,
+            books=self.ledger.books,
+            sockets={number: Fd(sock.fileno()) for number, sock in self._sockets.items()},
+            accepted_at=self._accepted_at,
+            last_number=self._last_number,
+            handoff_seconds=self.handoff_seconds,
+            admission=None if self._admission is None else self._admission.carry(),
+            peeking=[] if self._peeker is None else self._peeker.carry(),
+        )
+
+    def resume(self, state: IntakeState) -> None:
+        """Go on where the process before has stopped.
+
+        Raises:
+            CannotBind: One of them cannot be listened on any more.
+        """
+        self.ledger.resume(state.books, make_chooser(*self._placement, len(state.books.slots)))
+        self._sockets = {number: socket.socket(fileno=fd) for number, fd in state.sockets.items()}
+        self._accepted_at, self._last_number = state.accepted_at, state.last_number
+        self.handoff_seconds = state.handoff_seconds
+        if self._admission is not None and state.admission is not None:
+            self._admission.resume(state.admission)
+        if self._peeker is not None:
+            self._peeker.resume(state.peeking)
+        self.listening.resume(state.listeners)
+        if state.accepting:
+            self.listening.start()
+
     # Time
 
     def tick(self) -> None:
@@ -182,8 +218,8 @@ class Intake:
         self._shedder.shed(sock, f"over {flag_of(limit)}", "Too many connections. Try again in a second.")
 
     def _shed_unseen(self) -> None:
-        self.ledger.accepted += 1
-        self.ledger.rejected += 1
+        self.ledger.books.accepted += 1
+        self.ledger.books.rejected += 1
 
     def _hand(self, commands: list[handoff.Command]) -> None:
         for command in commands:

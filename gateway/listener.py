@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from wscluster.gateway.binding import Bound, CannotBind
+from wscluster.gateway.state import ListenerState
 
 BATCH = 64
 """Connections accepted in one turn of the loop; the others wait in the kernel's backlog for the next."""
@@ -77,6 +78,10 @@ class Listener:
             raise CannotBind(f"cannot listen on {self.name}: {os.strerror(number)}", number) from exc
         self._accepting = True
         self._loop.add_reader(self._sock, self._readable)
+
+    def carry(self) -> ListenerState:
+        """Return what the next process needs to accept from the socket."""
+        return self._bound.carry(self._backlog)
 
     def close(self) -> None:
         """Accept what the kernel has queued, then nothing more. Does nothing the second time."""

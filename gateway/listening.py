@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from wscluster.gateway.binding import Bound, CannotBind
 from wscluster.gateway.listener import Accepted, Listener
+from wscluster.gateway.state import ListenerState
 
 
 class Listening:
@@ -33,6 +34,11 @@ class Listening:
         self._listeners: list[Listener] = []
         self._started = False
         self._closed = False
+
+    @property
+    def started(self) -> bool:
+        """Whether they accept."""
+        return self._started
 
     @property
     def names(self) -> list[str]:
@@ -80,6 +86,19 @@ class Listening:
         self._started = True
         for listener in self._listeners:
             listener.start()
+
+    def carry(self) -> list[ListenerState]:
+        """Return what the next process needs of each, in their order."""
+        return [listener.carry() for listener in self._listeners]
+
+    def resume(self, states: Iterable[ListenerState]) -> None:
+        """Own the sockets of the process before, under the same numbers.
+
+        Raises:
+            CannotBind: One cannot be listened on any more.
+        """
+        for state in states:
+            self.add([Bound.resume(state)], state.backlog)
 
     def close(self) -> None:
         """Accept what the kernel has queued, then nothing more. Does nothing the second time."""

@@ -64,10 +64,14 @@ class Line:
 
 
 class Splitter:
-    """Cuts what a pipe delivers into lines, at line feeds and where one is longer than 16 KiB."""
+    """Cuts what a pipe delivers into lines, at line feeds and where one is longer than 16 KiB.
 
-    def __init__(self) -> None:
-        self._part = b""
+    Args:
+        part: What another splitter has had of the first line.
+    """
+
+    def __init__(self, part: bytes = b"") -> None:
+        self._part = part
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the lines that ``data`` completes, without their ends."""
@@ -77,6 +81,11 @@ class Splitter:
         if len(self._part) > MAX_LINE_BYTES:
             *pieces, self._part = _cut(self._part)
             yield from pieces
+
+    @property
+    def part(self) -> bytes:
+        """What has no line feed behind it yet."""
+        return self._part
 
     def end(self) -> Iterator[bytes]:
         """Yield what came last, if no line feed has followed it."""
@@ -103,11 +112,16 @@ class Signer:
 
     Args:
         form: ``text`` or ``json``, as ``--log-format`` says.
+        goes_on: The line before was signed already.
+
+    Attributes:
+        origin, stream, goes_on: As given; ``goes_on`` changes with each line.
     """
 
-    def __init__(self, origin: Origin, stream: str, form: str) -> None:
-        self._origin = origin
-        self._stream = stream
+    def __init__(self, origin: Origin, stream: str, form: str, *, goes_on: bool = False) -> None:
+        self.origin = origin
+        self.stream = stream
+        self.goes_on = goes_on
         self._form = form
         self._who = sign_worker(origin.worker, origin.slot, origin.phase)
         facts = f'"worker": {origin.worker}, "slot": {origin.slot}, "phase": {origin.phase}, '
@@ -117,16 +131,15 @@ class Signer:
             "json": rf'\{{"time": "[^"]*", "level": "[a-z]+", "role": "worker", {re.escape(facts)}',
         }
         self._own = re.compile(own[form])
-        self._goes_on = False
 
     def sign(self, raw: bytes, at: float) -> tuple[str, Line]:
         """Return the line to write, and the one to keep."""
         text = raw.decode("utf-8", "backslashreplace")
-        self._goes_on = self._stream == "stderr" and (
-            self._own.match(text) is not None or (self._goes_on and text.startswith(_SET_IN))
+        self.goes_on = self.stream == "stderr" and (
+            self._own.match(text) is not None or (self.goes_on and text.startswith(_SET_IN))
         )
-        if self._goes_on:
-            return text, Line(at, self._origin, "log", COLOUR_CODES.sub("", text))
+        if self.goes_on:
+            return text, Line(at, self.origin, "log", COLOUR_CODES.sub("", text))
         plain = _escape(COLOUR_CODES.sub("", text))
         if self._form == "json":
             signed = json.dumps(
@@ -134,18 +147,18 @@ class Signer:
                     "time": json_time(at),
                     "level": "info",
                     "role": "worker",
-                    "worker": self._origin.worker,
-                    "slot": self._origin.slot,
-                    "phase": self._origin.phase,
-                    "stream": self._stream,
+                    "worker": self.origin.worker,
+                    "slot": self.origin.slot,
+                    "phase": self.origin.phase,
+                    "stream": self.stream,
                     "message": plain,
                 }
             )
-            return signed, Line(at, self._origin, self._stream, signed)
-        head = f"{text_time(at)} {self._stream:<7} {self._who} | "
+            return signed, Line(at, self.origin, self.stream, signed)
+        head = f"{text_time(at)} {self.stream:<7} {self._who} | "
         coloured = "".join(part if _COLOUR.fullmatch(part) else _escape(part) for part in _COLOUR.split(text))
         end = "\x1b[0m" if coloured != plain else ""
-        return f"{head}{coloured}{end}", Line(at, self._origin, self._stream, head + plain)
+        return f"{head}{coloured}{end}", Line(at, self.origin, self.stream, head + plain)
 
 
 def _escape(text: str) -> str:
@@ -176,6 +189,19 @@ class Ring:
             self._chars -= len(self._lines.popleft().text)
         self.next += 1
         self.on_line()
+
+    def carry(self) -> list[tuple[float, Origin | None, str, str]]:
+        """Return the lines, for the ring of the next process."""
+        return [(line.at, line.origin, line.stream, line.text) for line in self._lines]
+
+    def resume(self, lines: list[tuple[float, Origin | None, str, str]], following: int) -> None:
+        """Keep the lines of the process before too; ``following`` is the number that was to come."""
+        later = list(self._lines)
+        self._lines.clear()
+        self._chars = 0
+        self.next = following - len(lines)
+        for line in (*(Line(*one) for one in lines), *later):
+            self.add(line)
 
     def slots(self) -> set[int]:
         """Return the slots of which there are lines."""

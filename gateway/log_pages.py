@@ -22,8 +22,14 @@ class LogPages:
     def __init__(self, ring: Ring, finished: asyncio.Future[int]) -> None:
         self._ring = ring
         self._finished = finished
+        self._released = False
         self._news: asyncio.Future[None] | None = None
         ring.on_line = self._line_came
+
+    def release(self) -> None:
+        """Give whoever waits for more an empty page: they ask again."""
+        self._released = True
+        self._line_came()
 
     async def page(self, request: Request, slots: int) -> dict[str, Any]:
         """Return a page, as `Ring.page` does, and with it whether the primary has ``ended``.
@@ -39,12 +45,14 @@ class LogPages:
         slot, after, last = (_number(request, name) for name in ("slot", "after", "last"))
         if slot is not None and slot >= slots and slot not in self._ring.slots():
             raise InvalidRequest(f"there is no slot {slot}: there are slots 0 to {slots - 1}")
+        self._released = False
         loop = asyncio.get_running_loop()
         until = loop.time() + WAIT_SECONDS
         while True:
             page = self._ring.page(after, slot, last)
             done = self._finished.done()
-            if page["lines"] or page["lost"] or done or not request.get("wait") or loop.time() >= until:
+            waits = request.get("wait") and loop.time() < until and not self._released
+            if page["lines"] or page["lost"] or done or not waits:
                 return {**page, "ended": done}
             # What came before was looked at: of a busy log that is of other slots, it is not looked at again.
             after, last = page["next"], None

@@ -33,6 +33,7 @@ class Metrics:
         """Return the text of `/metrics`."""
         status = await self.status()
         fleet, crew, ledger = self.answers.fleet, self.answers.crew, self.intake.ledger
+        books = ledger.books
         said = [crew.figures[worker].stats for worker in fleet.workers if worker in crew.figures]
         live: list[Stats] = [stats for stats in said if stats is not None]
         totals = crew.totals
@@ -45,8 +46,8 @@ class Metrics:
                 status=status,
                 counters=dict(totals.sum(live)),
                 ledger={
-                    "accepted": ledger.accepted, "adopted": ledger.adopted, "rejected": ledger.rejected,
-                    "refused": ledger.refused, "returned": ledger.returned, "placed_again": ledger.placed_again,
+                    "accepted": books.accepted, "adopted": books.adopted, "rejected": books.rejected,
+                    "refused": books.refused, "returned": books.returned, "placed_again": books.placed_again,
                 },
                 waiting=ledger.waiting(),
                 probes=self._probes(),

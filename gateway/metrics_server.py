@@ -20,6 +20,7 @@ from websockets.datastructures import Headers, MultipleValuesError
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from wscluster.gateway.carried import Fd
 from wscluster.gateway.exposition import CONTENT_TYPE
 
 MAX_WATCHERS = 64
@@ -98,16 +99,26 @@ class MetricsServer:
         """Begin to serve."""
         quiet = logging.getLogger("wscluster.metrics_port")
         quiet.setLevel(logging.CRITICAL)  # every scan would be a traceback
+        # A copy: this process, or the next one, can go on listening when the server has ended.
         self._server = await serve(
-            self._live, sock=self._sock, process_request=self._answer, max_size=1024, max_queue=4, open_timeout=5,
+            self._live, sock=self._sock.dup(), process_request=self._answer, max_size=1024, max_queue=4, open_timeout=5,
             close_timeout=1, compression=None, logger=quiet, server_header=None,
         )  # fmt: skip
 
-    async def close(self) -> None:
-        """Stop serving."""
+    def carry(self) -> Fd:
+        """Return the socket, for the next process."""
+        return Fd(self._sock.fileno())
+
+    async def pause(self) -> None:
+        """End what is open; who connects meanwhile waits in the kernel's queue, for `start` or the next process."""
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+            self._server = None
+
+    async def close(self) -> None:
+        """Stop serving."""
+        await self.pause()
         self._sock.close()
 
     async def _answer(self, connection: ServerConnection, request: Request) -> Response | None:

@@ -64,8 +64,8 @@ class Operations:
     _next_config: Config = field(init=False)
     _last_config: Config = field(init=False)
     _waits: list[_Wait] = field(default_factory=list)
-    _not_replaced: dict[int, str] = field(default_factory=dict)
-    _jitter: dict[int, float] = field(default_factory=dict)
+    not_replaced: dict[int, str] = field(default_factory=dict)
+    jitter: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reloads = Reloads(self.loop)
@@ -137,10 +137,10 @@ class Operations:
         if worker is None or worker.state is not words.State.READY or self.fleet.exit_code is not None:
             raise InvalidRequest(f"slot {slot} has no worker that is ready: there is nothing to drain")
         drained = worker.id
-        self._not_replaced.pop(drained, None)
+        self.not_replaced.pop(drained, None)
 
         def over() -> dict[str, Any] | None:
-            reason = self._not_replaced.pop(drained, "")
+            reason = self.not_replaced.pop(drained, "")
             if drained in self.fleet.workers and not reason:
                 return None
             return {"slot": slot, "worker": drained, "reason": reason}
@@ -152,6 +152,11 @@ class Operations:
     def watch_stop(self, finished: asyncio.Future[int], tell: Tell) -> None:
         """Tell how many connections are left, until ``finished``."""
         self._wait(lambda: {} if finished.done() else None, frozenset(self.fleet.workers), tell)
+
+    @property
+    def waited_for(self) -> bool:
+        """Somebody waits for what comes of a reload, a scale or a drain."""
+        return bool(self._waits) or self.reloads.waited_for
 
     # What happens
 
@@ -180,7 +185,7 @@ class Operations:
                 logger.info("worker %d of slot %d is replaced and drains", worker, slot)
             case words.ReplaceFailed(slot, worker, reason):
                 logger.error("worker %d of slot %d was not replaced: %s", worker, slot, reason)
-                self._not_replaced[worker] = reason
+                self.not_replaced[worker] = reason
             case words.Resize(size):
                 logger.info("there are %d slots from now on", size)
                 self.events.emit("scaled", slots=size)
@@ -194,11 +199,15 @@ class Operations:
                     wait.tell({"slot": known.slot, "worker": worker, "connections": stats.connections})
         elif self.fleet.exit_code is None and known.ready_at is not None:
             now = self.loop.time()
-            jitter = self._jitter.setdefault(worker, random.random())
+            jitter = self.jitter.setdefault(worker, random.random())
             age = now - known.ready_at
             why = self._recycler.due(worker, jitter, age, stats.rss_bytes, stats.messages_in, now)
             if why is not None:
                 self.step(words.ReplaceAsked(worker, why))
+
+    def resume(self, not_replaced: dict[int, str], jitter: dict[int, float]) -> None:
+        """Know of the workers what the process before has known."""
+        self.not_replaced, self.jitter = not_replaced, jitter
 
     def became_ready(self, slot: int, phase: int) -> None:
         """A worker of ``phase`` is ready in ``slot``."""
@@ -207,8 +216,8 @@ class Operations:
     def forget(self, worker: int) -> None:
         """``worker`` has exited."""
         self._recycler.forget(worker)
-        self._not_replaced.pop(worker, None)
-        self._jitter.pop(worker, None)
+        self.not_replaced.pop(worker, None)
+        self.jitter.pop(worker, None)
         for wait in self._waits:
             if wait.tell is not None and worker in wait.workers:
                 wait.tell({"worker": worker, "connections": 0, "exited": True})

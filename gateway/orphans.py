@@ -22,6 +22,7 @@ class OrphanReaper:
         self._own = own
         # Not the loop's own way: uvloop keeps SIGCHLD for subprocesses of its own, of which there are none here.
         signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon_threadsafe(self.reap))
+        loop.call_soon(self.reap)  # those that have ended before, such as while this process executed itself anew
 
     def reap(self) -> None:
         """Reap every orphan that has ended."""

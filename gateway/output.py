@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from wscluster.errors import StartError
+from wscluster.gateway.carried import Fd
 from wscluster.gateway.log_lines import Line, Origin, Ring, Signer, Splitter
 from wscluster.gateway.sink import Sink
+from wscluster.gateway.state import OutputState, PipeState
 from wscluster.log_text import COLOUR_CODES, json_time
 from wscluster.logs import use_colour
 
@@ -35,11 +37,13 @@ class Output:
         path: The file of ``--log-file``.
         form: ``text`` or ``json``, as ``--log-format`` says.
 
+        state: What the process before has left; its file is gone on with.
+
     Raises:
         StartError: The file cannot be opened for writing.
     """
 
-    def __init__(self, path: str | None, form: str) -> None:
+    def __init__(self, path: str | None, form: str, state: OutputState | None = None) -> None:
         self.ring = Ring()
         self.colour = path is None and form == "text" and use_colour()
         self._form = form
@@ -49,12 +53,39 @@ class Output:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         self._pipes: dict[int, list[_Pipe]] = {}
-        if self._path is not None:
+        if state is not None and state.file is not None:
+            self._file = state.file
+        elif self._path is not None:
             try:
                 self._file = _open(self._path)
             except OSError as exc:
                 raise StartError(f"--log-file {path}: {exc.strerror}; name a file that can be written to") from exc
         self._make_sinks()
+        if state is not None:
+            self.ring.resume(state.kept, state.next)
+            for stream, waiting in state.waiting.items():
+                self._sinks[stream].resume(waiting)
+
+    def carry(self) -> OutputState:
+        """Return what the next process needs to go on."""
+        waiting = {stream: sink.carry() for stream, sink in self._sinks.items()}
+        if self._sinks["stdout"] is self._sinks["stderr"]:
+            del waiting["stdout"]
+        return OutputState(
+            file=None if self._file is None else Fd(self._file),
+            waiting=waiting,
+            pipes=[pipe.carry() for pipes in self._pipes.values() for pipe in pipes],
+            kept=self.ring.carry(),
+            next=self.ring.next,
+        )
+
+    def resume(self, pipes: list[PipeState]) -> None:
+        """Read the pipes of the process before."""
+        assert self._loop is not None
+        for state in pipes:
+            signer = Signer(state.origin, state.stream, self._form, goes_on=state.goes_on)
+            pipe = _Pipe(self, state.fd, signer, self._loop, state.part)
+            self._pipes.setdefault(state.origin.worker, []).append(pipe)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have ``loop`` write what cannot be written at once."""
@@ -103,7 +134,7 @@ class Output:
                 os.close(fd)
             raise
         self._pipes[origin.worker] = [
-            _Pipe(self, fd, Signer(origin, stream, self._form), stream, self._loop)
+            _Pipe(self, fd, Signer(origin, stream, self._form), self._loop)
             for fd, stream in zip(ours, ("stdout", "stderr"), strict=True)
         ]
         return theirs[0], theirs[1]
@@ -178,15 +209,21 @@ class Output:
 class _Pipe:
     """The end of a worker's pipe that the primary reads."""
 
-    def __init__(self, output: Output, fd: int, signer: Signer, stream: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, output: Output, fd: int, signer: Signer, loop: asyncio.AbstractEventLoop, part: bytes = b""
+    ) -> None:
         self._output = output
         self._fd = fd
         self._signer = signer
-        self._stream = stream
         self._loop = loop
-        self._splitter = Splitter()
+        self._splitter = Splitter(part)
         os.set_blocking(fd, False)
         loop.add_reader(fd, self._read)
+
+    def carry(self) -> PipeState:
+        """Return what the next process needs to read on."""
+        signer = self._signer
+        return PipeState(Fd(self._fd), signer.origin, signer.stream, self._splitter.part, signer.goes_on)
 
     def read_last(self) -> None:
         """Read what is there; a last line is complete without its end."""
@@ -218,7 +255,7 @@ class _Pipe:
     def _take(self, lines: list[bytes]) -> None:
         at = time.time()
         for raw in lines:
-            self._output.take(*self._signer.sign(raw, at), self._stream)
+            self._output.take(*self._signer.sign(raw, at), self._signer.stream)
 
 
 def _open(path: Path) -> int:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wscluster.config import Listen
+from wscluster.gateway.carried import Fd
 from wscluster.gateway.listener import Accepted
 from wscluster.gateway.proxyproto import LOOK_BYTES, Header, Invalid, NeedMore, parse
+from wscluster.gateway.state import PeekState
 from wscluster.networks import Networks
 
 MAX_PEEKING = 512
@@ -98,6 +100,22 @@ class Peeker:
                 passed.append(_true_client(connection))
         if passed:
             self._on_batch(passed)
+
+    def carry(self) -> list[PeekState]:
+        """Return the connections whose header is not whole, the oldest first, for the next process."""
+        return [
+            PeekState(Fd(one.sock.fileno()), one.host, one.port, one.listener, one.due, one.seen, one.header, one.left)
+            for one in self._waiting
+        ]
+
+    def resume(self, states: Iterable[PeekState]) -> None:
+        """Go on with the connections of the process before."""
+        for state in states:
+            connection = _Connection(
+                socket.socket(fileno=state.fd), state.host, state.port, state.listener, state.due, state.seen,
+                state.header, state.left,
+            )  # fmt: skip
+            self._wait(connection)
 
     def close(self) -> None:
         """Reset every connection whose header has not come."""

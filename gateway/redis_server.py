@@ -20,6 +20,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from wscluster.gateway.carried import Fd
+from wscluster.gateway.child import Child
+from wscluster.gateway.state import BusState
+
 MAX_MEMORY = "256mb"
 FOLDER_PREFIX = "wscluster-bus-"
 SOCKET_NAME = "bus.sock"
@@ -70,8 +74,8 @@ class RedisServer:
         self._on_address = on_address
         self._program: str | None = None
         self._folder: Path | None = None
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
+        self._child: Child | None = None
+        self._pipe = -1
         self._output = b""
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -82,7 +86,7 @@ class RedisServer:
     @property
     def pid(self) -> int | None:
         """Process id of the server; None where it does not run."""
-        return None if self._popen is None else self._popen.pid
+        return None if self._child is None else self._child.pid
 
     def start(self) -> None:
         """Start the server; does nothing the second time. The outcome is told to ``on_address``."""
@@ -100,6 +104,26 @@ class RedisServer:
             return
         self._folder = folder
         self._spawn()
+
+    def carry(self) -> BusState | None:
+        """Return what the next process needs to go on with the server; None where none was started."""
+        if self._folder is None or self._program is None:
+            return None
+        child, pipe = (None, None) if self._child is None else (self._child.carry(), Fd(self._pipe))
+        return BusState(
+            self._program, str(self._folder), child, pipe, self._output, self._failures, self._ready_at, self.address
+        )
+
+    def resume(self, state: BusState) -> None:
+        """Go on with the server that the process before has started."""
+        self._program, self._folder = state.program, Path(state.folder)
+        self._output, self._failures = state.output, state.failures
+        self._ready_at, self.address = state.ready_at, state.address
+        if state.child is None or state.pipe is None:
+            self._timer = self._loop.call_later(FIRST_BACKOFF, self._spawn)
+            return
+        self._child, self._pipe = Child.resume(state.child), state.pipe
+        self._watch()
 
     async def wait_address(self) -> tuple[str | None, str]:
         """Start the server if that was not done; returns its URL, or None and why there is none."""
@@ -126,8 +150,8 @@ class RedisServer:
         """End the server at once (it has nothing to save) and remove its folder."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._popen is not None:
-            self._popen.kill()
+        if self._child is not None:
+            self._child.kill()
             self._reap()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -146,38 +170,32 @@ class RedisServer:
             "--dir", str(self._folder), "--daemonize", "no", "--loglevel", "notice",
         ]  # fmt: skip
         try:
-            popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            self._child, self._pipe = _start([sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *arguments])
         except OSError as exc:
             self._failed(f"the private Valkey cannot be started: {exc}")
             return
-        assert popen.stdout is not None
-        self._popen = popen
         self._output = b""
         self._ready_at = None
-        os.set_blocking(popen.stdout.fileno(), False)
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(popen.stdout.fileno(), self._read_output)
-        self._loop.add_reader(self._pidfd, self._exited)
+        self._watch()
+
+    def _watch(self) -> None:
+        assert self._child is not None
+        self._loop.add_reader(self._pipe, self._read_output)
+        self._loop.add_reader(self._child.pidfd, self._exited)
 
     def _read_output(self) -> None:
         """Read what the server prints, always, so that it never blocks; its last lines tell why it ended."""
-        assert self._popen is not None
-        assert self._popen.stdout is not None
+        assert self._child is not None
         with contextlib.suppress(BlockingIOError):
-            chunk = os.read(self._popen.stdout.fileno(), 65536)
+            chunk = os.read(self._pipe, 65536)
             if not chunk:
-                self._loop.remove_reader(self._popen.stdout.fileno())
+                self._loop.remove_reader(self._pipe)
             self._output = (self._output + chunk)[-4096:]
         if self._ready_at is None and b"ready to accept connections" in self._output.lower():
             assert self._folder is not None
             self._ready_at = self._loop.time()
             self.address = f"unix://{self._folder / SOCKET_NAME}"
-            logger.info("private Valkey ready, pid %d", self._popen.pid)
+            logger.info("private Valkey ready, pid %d", self._child.pid)
             self._tell(self.address, "")
 
     def _exited(self) -> None:
@@ -198,15 +216,27 @@ class RedisServer:
         self._timer = self._loop.call_later(delay, self._spawn)
 
     def _reap(self) -> int:
-        assert self._popen is not None
-        popen, self._popen = self._popen, None
-        output = popen.stdout
-        assert output is not None
-        self._loop.remove_reader(self._pidfd)
-        self._loop.remove_reader(output.fileno())
-        os.close(self._pidfd)
-        output.close()
-        return popen.wait()
+        assert self._child is not None
+        child, self._child = self._child, None
+        self._loop.remove_reader(child.pidfd)
+        self._loop.remove_reader(self._pipe)
+        os.close(self._pipe)
+        return child.reap()
+
+
+def _start(command: list[str]) -> tuple[Child, int]:
+    """Return the process of ``command`` and the end of the pipe to which it writes everything."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT)
+        child = Child.of(popen)
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    os.set_blocking(reading, False)
+    return child, reading
 
 
 def remove_stale_folders() -> None:

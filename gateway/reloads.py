@@ -48,6 +48,11 @@ class Reloads:
         self._loop = loop
         self._waiters: list[_Waiter] = []
 
+    @property
+    def waited_for(self) -> bool:
+        """Somebody waits."""
+        return bool(self._waiters)
+
     def wait(self, phase: int, kept: tuple[str, ...], tell: Tell | None) -> asyncio.Future[Outcome]:
         """Return what is done with the outcome of the reload ``phase``.
 

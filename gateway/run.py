@@ -8,9 +8,10 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from wscluster import logs
 from wscluster.addresses import Address, Tcp, listen_addresses
@@ -23,7 +24,9 @@ from wscluster.gateway.events import claim_fd
 from wscluster.gateway.orphans import OrphanReaper
 from wscluster.gateway.output import Output
 from wscluster.gateway.primary import Primary
+from wscluster.gateway.state import State
 from wscluster.gateway.systemd import take_listen_fds
+from wscluster.gateway.upgrade import SIGNALS, Upgrade, take_handed
 from wscluster.gateway.watch import watching
 from wscluster.loops import new_event_loop
 from wscluster.tls import make_context
@@ -31,12 +34,13 @@ from wscluster.tls import make_context
 logger = logging.getLogger("wscluster.primary")
 
 
-def run(config: Config, read_config: Callable[[], Config]) -> int:
+def run(config: Config | None, read_config: Callable[[], Config]) -> int:
     """Serve until somebody stops it; returns the exit code (README, exit codes).
 
     Call it from the main thread: it installs signal handlers, and the workers die with the thread that started them.
 
     Args:
+        config: None where this process goes on for another one, with the configuration of that.
         read_config: Reads the configuration again, at a reload; it raises `ConfigError`.
 
     Raises:
@@ -45,93 +49,128 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     if sys.platform != "linux":
         raise StartError(f"wscluster needs Linux (SOCK_SEQPACKET links, pidfds), this is {sys.platform}")
     _open_standard_streams()
-    if config.operate.ready_fd is not None:
-        claim_fd(config.operate.ready_fd)
-    output = Output(config.operate.log_file, config.operate.log_format)
-    logs.set_up(config.operate.log_level, "primary", config.operate.log_format, stream=output, colour=output.colour)
+    handed = take_handed()
+    state = None
+    if handed is not None:
+        state, config = handed.state, handed.config
+    assert config is not None
+    operate = config.operate
+    if operate.ready_fd is not None:
+        claim_fd(operate.ready_fd)
+    output = Output(operate.log_file, operate.log_format, None if state is None else state.output)
+    logs.set_up(operate.log_level, "primary", operate.log_format, stream=output, colour=output.colour)
     make_context(config.tls)  # the workers make their own; what is wrong is said before anything is bound
     if config.fleet.workers is None:
         config = replace(config, fleet=replace(config.fleet, workers=count_cpus()))
     # Before the loop opens descriptors of its own.
-    addresses = _addresses(config)
+    addresses = () if state is not None else _addresses(config)
     inherited = take_inherited(addresses)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            return runner.run(_live(config, addresses, inherited, read_config, output))
+            return runner.run(_Life(config, addresses, inherited, read_config, output, state).live())
         finally:
             output.close()
             for bound in inherited.values():
                 bound.close()
 
 
-async def _live(
-    config: Config,
-    addresses: Sequence[Address],
-    inherited: dict[int, Bound],
-    read_config: Callable[[], Config],
-    output: Output,
-) -> int:
-    loop = asyncio.get_running_loop()
-    output.attach(loop)
+@dataclass(slots=True)
+class _Life:
+    """A primary from its first signal handler to its end.
+
+    Args:
+        state: What the process before has left.
+    """
+
+    config: Config
+    addresses: Sequence[Address]
+    inherited: dict[int, Bound]
+    read_config: Callable[[], Config]
+    output: Output
+    state: State | None
     primary: Primary | None = None
-    stop_asked = asyncio.Event()
+    upgrade: Upgrade | None = None
+    stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def stop() -> None:
-        stop_asked.set()
-        if primary is not None:
-            primary.stop()
+    async def live(self) -> int:
+        """Return the exit code."""
+        loop = asyncio.get_running_loop()
+        self.output.attach(loop)
+        # First of all: as process 1 of a container a signal without a handler is ignored.
+        self._take_signals(loop)
+        _raise_fd_limit()
+        config, state = self.config, self.state
+        if config.bus.redis_url is not None and state is None:
+            await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, self.stop_asked)
+        async with contextlib.AsyncExitStack() as at_fault:
+            metrics = _bind_metrics(config, state)
+            if metrics is not None:
+                at_fault.callback(metrics.close)
+            helper = await start_event_helper(config, loop, None if state is None else state.helper)
+            if helper is not None:
+                at_fault.push_async_callback(helper.close)
+            await at_fault.enter_async_context(watching(config, self._reload))
+            bound = bind(self.addresses, self.inherited)
+            if self.stop_asked.is_set():
+                for one in bound:
+                    one.close()
+                return ExitCode.OK
+            self.primary = Primary(config, bound, loop, self.read_config, self.output, metrics, helper, state)
+            self.upgrade = Upgrade(self.primary)
+            at_fault.push_async_callback(self.upgrade.close)
+            if state is not None:
+                # They may have come while the process before gave way to this one.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            if os.getpid() == 1:
+                OrphanReaper(loop, self._child_pids)
+            return await self.primary.run()
 
-    def force() -> None:
-        stop_asked.set()
-        if primary is not None:
-            primary.force()
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        loop.add_signal_handler(signal.SIGQUIT, self._force)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGTTIN, self._scale, "+1")
+        loop.add_signal_handler(signal.SIGTTOU, self._scale, "-1")
+        loop.add_signal_handler(signal.SIGUSR1, self.output.reopen)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade)
 
-    # First of all: as process 1 of a container a signal without a handler is ignored.
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    loop.add_signal_handler(signal.SIGINT, stop)
-    loop.add_signal_handler(signal.SIGQUIT, force)
-    loop.add_signal_handler(signal.SIGUSR1, output.reopen)
-    loop.add_signal_handler(signal.SIGUSR2, _ignore, signal.SIGUSR2)
+    def _child_pids(self) -> set[int]:
+        assert self.primary is not None
+        assert self.upgrade is not None
+        return self.primary.child_pids() | {self.upgrade.trial_pid or 0}
 
-    def reload() -> None:
-        if primary is not None:
-            primary.operations.reload()
+    def _stop(self) -> None:
+        self.stop_asked.set()
+        if self.primary is not None:
+            self.primary.stop()
 
-    def scale(change: str) -> None:
-        if primary is not None:
-            primary.scale(change)
+    def _force(self) -> None:
+        self.stop_asked.set()
+        if self.primary is not None:
+            self.primary.force()
 
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    loop.add_signal_handler(signal.SIGTTIN, scale, "+1")
-    loop.add_signal_handler(signal.SIGTTOU, scale, "-1")
-    _raise_fd_limit()
-    if config.bus.redis_url is not None:
-        await _probe_bus(config.bus.redis_url, config.bus.bus_timeout, stop_asked)
-    async with contextlib.AsyncExitStack() as at_fault:
-        metrics = _bind_metrics(config)
-        if metrics is not None:
-            at_fault.callback(metrics.close)
-        helper = await start_event_helper(config, loop)
-        if helper is not None:
-            at_fault.push_async_callback(helper.close)
-        await at_fault.enter_async_context(watching(config, reload))
-        bound = bind(addresses, inherited)
-        if stop_asked.is_set():
-            for one in bound:
-                one.close()
-            return ExitCode.OK
-        primary = Primary(config, bound, loop, read_config, output, metrics, helper)
-        if os.getpid() == 1:
-            OrphanReaper(loop, primary.child_pids)
-        return await primary.run()
+    def _reload(self) -> None:
+        if self.primary is not None:
+            self.primary.operations.reload()
+
+    def _scale(self, change: str) -> None:
+        if self.primary is not None:
+            self.primary.scale(change)
+
+    def _upgrade(self) -> None:
+        if self.upgrade is not None:
+            self.upgrade.ask()
 
 
-def _bind_metrics(config: Config) -> Bound | None:
-    """Bind the metrics port before anything serves; None without ``--metrics``.
+def _bind_metrics(config: Config, state: State | None) -> Bound | None:
+    """Bind the metrics port before anything serves, or go on with it; None without ``--metrics``.
 
     Raises:
         StartError: It cannot be bound.
     """
+    if state is not None:
+        return None if state.metrics is None else Bound(socket.socket(fileno=state.metrics))
     if not config.operate.metrics:
         return None
     operate = config.operate
@@ -184,10 +223,6 @@ def _open_standard_streams() -> None:
             os.set_inheritable(fd, True)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
-
-
-def _ignore(number: signal.Signals) -> None:
-    logger.warning("%s ignored: this version cannot do what it asks for; TERM or INT stops it", number.name)
 
 
 def _raise_fd_limit() -> None:

@@ -49,6 +49,16 @@ class Sink:
         if not self._writable.waiting:
             self._write()
 
+    def carry(self) -> list[bytes]:
+        """Return what waits."""
+        return list(self._waiting)
+
+    def resume(self, waiting: list[bytes]) -> None:
+        """Write what has waited in the process before, ahead of everything else."""
+        self._waiting.extendleft(reversed(waiting))
+        self._size += sum(map(len, waiting))
+        self._write()
+
     def flush(self, seconds: float) -> None:
         """Write what waits; what nobody reads within ``seconds`` stays unwritten."""
         until = time.monotonic() + seconds

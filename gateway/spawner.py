@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from wscluster.gateway.child import Child
 from wscluster.link import link_pair
 
 
@@ -26,51 +27,36 @@ class Process:
     """
 
     def __init__(
-        self,
-        popen: subprocess.Popen[bytes],
-        loop: asyncio.AbstractEventLoop,
-        on_exit: Callable[[int], None],
-        *,
-        own_group: bool,
+        self, child: Child, loop: asyncio.AbstractEventLoop, on_exit: Callable[[int], None], *, own_group: bool
     ) -> None:
-        self.pid = popen.pid
-        self._popen = popen
+        self.child = child
         self._loop = loop
         self._on_exit = on_exit
         self._own_group = own_group
-        self._pidfd = os.pidfd_open(popen.pid)
-        loop.add_reader(self._pidfd, self._exited)
+        loop.add_reader(child.pidfd, self._exited)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.child.pid
 
     def kill(self) -> None:
         """Send SIGKILL, to its group where it has one of its own; nothing where the process has ended."""
-        if self._pidfd >= 0 and self._own_group:
+        if not self._own_group:
+            self.child.kill()
+        elif self.child.pidfd >= 0:
             # Its pid, and so the number of the group, is its own until it was waited for.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        elif self._pidfd >= 0:
-            # To the pidfd: a pid could be a stranger's by now.
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
     def _exited(self) -> None:
         if self._own_group:  # what it leaves behind: until it was waited for, the number is its own
             self.kill()
-        status = self._popen.wait()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        self._on_exit(status)
+        self._loop.remove_reader(self.child.pidfd)
+        self._on_exit(self.child.reap())
 
 
-def spawn_worker(
-    loop: asyncio.AbstractEventLoop,
-    on_exit: Callable[[int], None],
-    streams: tuple[int, int],
-    *,
-    own_group: bool = False,
-) -> tuple[Process, socket.socket]:
+def spawn_worker(streams: tuple[int, int], *, own_group: bool = False) -> tuple[Child, socket.socket]:
     """Start a worker; returns its process and the primary's end of the link.
 
     Args:
@@ -101,9 +87,7 @@ def spawn_worker(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
     try:
-        return Process(popen, loop, on_exit, own_group=own_group), ours
-    except OSError:  # no descriptor left for its pidfd: nobody would see it end
-        popen.kill()
-        popen.wait()
+        return Child.of(popen), ours
+    except OSError:
         ours.close()
         raise

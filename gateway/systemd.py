@@ -38,8 +38,10 @@ class Notifier:
         self._loop = loop
         self._sock: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
-        address = os.environ.pop("NOTIFY_SOCKET", "")
-        watchdog, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        self.environment = {name: os.environ.pop(name) for name in names if name in os.environ}
+        """What the next process needs to go on."""
+        address, watchdog, pid = (self.environment.get(name, "") for name in names)
         self._interval = 0.0
         if address[:1] not in ("/", "@"):
             return

@@ -26,8 +26,9 @@ def run_primary(source: SettingsSource) -> int:
         ConfigError: The configuration makes no sense.
         StartError: It could not start; ``exit_code`` is 4 where the file of a program is not there.
     """
-    config = source.read_config()
-    if config.run and config.run[0] != "-m":
+    # A process that goes on for another one has its configuration from there; what the files say now is not asked.
+    config = None if os.environ.get("_WSCLUSTER_STATE", "").startswith("go:") else source.read_config()
+    if config is not None and config.run and config.run[0] != "-m":
         _look_at_program(config.run[0])
 
     from wscluster.gateway.run import run

@@ -14,7 +14,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from wscluster.packets import MAX_PACKET_BYTES, InvalidPacket, Offer, Packet, Returned, Start, decode, encode
 
@@ -103,6 +103,19 @@ class Link:
         self._outbox.append((encode(packet), fds, sent))
         if len(self._outbox) == 1:
             self._flush()
+
+    def fileno(self) -> int:
+        """Return the number of the socket."""
+        return self._fd
+
+    def waiting(self) -> list[tuple[bytes, list[int]]]:
+        """Return what waits to be sent, each with its descriptors."""
+        return [(data, list(fds)) for data, fds, _ in self._outbox]
+
+    def resume(self, outbox: Iterable[tuple[bytes, Sequence[int]]]) -> None:
+        """Send what has waited in a link of the process before."""
+        self._outbox.extend((data, fds, None) for data, fds in outbox)
+        self._flush()
 
     def receive_all(self) -> None:
         """Deliver every packet that waits in the link now, and its end if that is there too."""

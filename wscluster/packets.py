@@ -272,6 +272,10 @@ _STATS = tuple(one.name for one in fields(Stats))
 _OFFERED = struct.Struct("!QHHB")
 
 
+PROTOCOL = 1
+"""Of a link. It grows with every change after which a primary and a worker of the version before do not fit."""
+
+
 class InvalidPacket(ValueError):
     """Bytes on a link that are no packet: the peer is another version, or broken."""
 

@@ -4,7 +4,7 @@ import json
 
 import httpx
 
-from tests.cluster.process_support import close_code
+from tests.cluster.process_support import close_code, printed
 from tests.support import run
 from wscluster.testing import Cluster
 
@@ -36,6 +36,6 @@ def test_requests_and_a_websocket_of_one_address_reach_one_worker_and_others_ano
                 cluster.process.terminate()
                 assert await close_code(ws) == 1012
             assert await cluster.wait_exit() == 0
-        assert cluster.output.count("lifespan is over") == 2
+        assert printed(cluster).count("lifespan is over") == 2
 
     run(main())

@@ -62,7 +62,7 @@ def test_the_access_log_is_that_of_uvicorn_without_control_characters() -> None:
                 await ask(cluster.port, line + b"\r\nHost: a\r\nConnection: close\r\n\r\n", source="127.0.0.9")
             await ask(cluster.port, GET.replace(b"/who", b"/fail") % b"")
             await cluster.wait_output("failed")
-        said = [line.partition(" | ")[2] for line in cluster.output if "worker 1 slot 0 | 127.0.0.9" in line]
+        said = [line.partition(" | ")[2] for line in cluster.output if "worker 1 slot 0 phase 1 | 127.0.0.9" in line]
         assert [text.partition(" - ")[2] for text in said] == [
             '"GET /who?a=1 HTTP/1.1" 200 OK',
             '"GET /status?404 HTTP/1.0" 404 Not Found',

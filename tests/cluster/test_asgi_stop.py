@@ -13,7 +13,7 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.cluster.process_support import close_code, wait_gone
+from tests.cluster.process_support import close_code, printed, wait_gone
 from tests.cluster.raw import Raw, addresses_of, ask
 from tests.support import ROOT, run
 from wscluster.testing import Cluster
@@ -59,7 +59,7 @@ def test_requests_in_flight_finish_and_idle_connections_end() -> None:
             assert await stopping == 0
             for raw in (idle, silent, slow):
                 await raw.close()
-        assert cluster.output.count("lifespan is over") == 1
+        assert printed(cluster).count("lifespan is over") == 1
 
     run(main())
 
@@ -83,7 +83,7 @@ def test_a_stream_and_a_request_that_do_not_end_hold_a_stop_no_longer_than_the_g
             assert 0.8 < seconds_since(started) < 2
             await stream.close()
             await slow.close()
-        assert "lifespan is over" in cluster.output
+        assert "lifespan is over" in printed(cluster)
         assert not [line for line in cluster.output if "not drained" in line]
 
     run(main(), timeout=90)

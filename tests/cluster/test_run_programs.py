@@ -127,7 +127,7 @@ def test_every_way_to_listen(tmp_path: Path) -> None:
         async with Cluster.run(*program("several", str(port), str(path), str(certificate), str(key))) as cluster:
             pids = set(cluster.worker_pids().values())
             lines = [await cluster.wait_output(f"{pid} [[") for pid in pids]
-            printed = [json.loads(line.partition(" ")[2]) for line in lines]
+            printed = [json.loads(line.partition(" | ")[2].partition(" ")[2]) for line in lines]
             assert printed[0] == printed[1]
             first, both, every, unix, tls, late = printed[0]
             assert first == [["127.0.0.1", port]]

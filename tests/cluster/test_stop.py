@@ -15,7 +15,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from tests.cluster.process_support import cli, close_code, connect_to_slot, wait_gone
+from tests.cluster.process_support import cli, close_code, connect_to_slot, printed, wait_gone
 from tests.support import run
 from wscluster.testing import Cluster
 
@@ -54,7 +54,7 @@ def test_a_stop_closes_every_connection_with_1001_and_lets_handlers_finish(numbe
             cluster.signal(number)
             assert [await close_code(ws) for ws in clients] == [1001, 1001]
             assert await cluster.wait_exit() == 0
-            assert "lingered 0.5" in cluster.output
+            assert "lingered 0.5" in printed(cluster)
             exited = [event for event in cluster.events if event["event"] == "worker_exited"]
             assert sorted((event["slot"], event["status"]) for event in exited) == [(0, 0), (1, 0)]
 
@@ -74,7 +74,7 @@ def test_nobody_new_is_taken_while_handlers_finish() -> None:
             status = await cluster.status()
             assert [worker["state"] for worker in status["workers"]][1] == "draining"
             assert await cluster.wait_exit() == 0
-            assert "lingered 1" in cluster.output
+            assert "lingered 1" in printed(cluster)
 
     run(main())
 
@@ -149,19 +149,6 @@ def test_quit_ends_it_at_once() -> None:
     run(main())
 
 
-def test_a_signal_that_asks_for_what_is_not_built_is_said_to_be_ignored_and_stops_nothing() -> None:
-    async def main() -> None:
-        async with Cluster(SERVED, workers=1) as cluster:
-            ws = await connect_to_slot(cluster, 0)
-            cluster.signal(signal.SIGUSR2)
-            await cluster.wait_output("SIGUSR2 ignored")
-            await ws.send("pid")
-            assert await ws.recv() == str(cluster.worker_pids()[0])
-            await ws.close()
-
-    run(main())
-
-
 # The verb
 
 
@@ -177,7 +164,7 @@ def test_the_verb_stop_waits_for_the_end_and_takes_over_its_exit_code(tmp_path: 
             assert not psutil.pid_exists(cluster.pid) or psutil.Process(cluster.pid).status() == psutil.STATUS_ZOMBIE
             assert [await close_code(ws) for ws in clients] == [1006 if force else 1001] * 2
             assert await cluster.wait_exit() == 0
-            assert ("lingered 0.3" in cluster.output) is not force
+            assert ("lingered 0.3" in printed(cluster)) is not force
 
     run(main())
 
@@ -283,7 +270,7 @@ def test_a_signal_to_the_whole_group_is_a_clean_stop(number: signal.Signals) -> 
             os.killpg(cluster.pid, number)
             assert [await close_code(ws) for ws in clients] == [1001, 1001]
             assert await cluster.wait_exit() == 0
-            assert "lingered 0.3" in cluster.output
+            assert "lingered 0.3" in printed(cluster)
             assert {event["status"] for event in cluster.events if event["event"] == "worker_exited"} == {0}
 
     run(main())

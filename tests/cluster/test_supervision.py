@@ -16,6 +16,7 @@ import pytest
 from tests.cluster.process_support import close_code, connect_to_slot, in_folder, wait_gone, write_target, zombies
 from tests.cluster.room_support import wait_until
 from tests.support import open_fds, run
+from wscluster.gateway.child import Child
 from wscluster.gateway.redis_server import remove_stale_folders
 from wscluster.gateway.spawner import Process
 from wscluster.testing import Cluster, ClusterFailed
@@ -37,7 +38,7 @@ def test_a_kill_that_comes_too_late_reaches_nobody(reaped: bool) -> None:
 
     async def main() -> None:
         ended = asyncio.get_running_loop().create_future()
-        process = Process(popen, asyncio.get_running_loop(), ended.set_result, own_group=False)
+        process = Process(Child.of(popen), asyncio.get_running_loop(), ended.set_result, own_group=False)
         if reaped:
             assert await ended == -signal.SIGTERM
             assert not psutil.pid_exists(popen.pid)

@@ -1,5 +1,6 @@
 """Who may come in: how many are open, how many begin in a second, and that nothing is remembered for ever."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from wscluster.config import Listen
 from wscluster.gateway.admission import Admission, make_admission
+from wscluster.gateway.carried import decode, encode
+from wscluster.gateway.state import AdmissionState
 
 HOSTS = ["192.0.2.1", "192.0.2.2", "2001:db8::1", ""]
 
@@ -131,6 +134,13 @@ class Model(RuleBasedStateMachine):
         self.admission = Admission(Listen(limit_connections=6, limit_connections_per_ip=3))
         self.number = 0
         self.open: dict[int, tuple[str, int | None]] = {}
+
+    @rule()
+    def upgrade(self) -> None:
+        """Another process counts on."""
+        state = decode(AdmissionState, json.loads(json.dumps(encode(self.admission.carry()))))
+        self.admission = Admission(Listen(limit_connections=6, limit_connections_per_ip=3))
+        self.admission.resume(state)
 
     @rule(host=st.sampled_from(HOSTS))
     def admit(self, host: str) -> None:

@@ -1,6 +1,7 @@
 """The ledger of what programs listen on: one address has one listener, whoever asks and however often."""
 
 import errno
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from wscluster.gateway.asked import MAX_LISTENERS, Address, Asked, Open
+from wscluster.gateway.carried import decode, encode
+from wscluster.gateway.state import AskedState
 from wscluster.packets import Bind, BoundAt
 
 V4, V6, UNIX = 2, 10, 1
@@ -154,6 +157,13 @@ class Workers(RuleBasedStateMachine):
         self.machine = Machine()
         self.known: list[int] = []
         self.answers: dict[tuple[Any, ...], list[int]] = {}
+
+    @rule()
+    def upgrade(self) -> None:
+        """Another process knows what this one was asked."""
+        state = decode(AskedState, json.loads(json.dumps(encode(self.machine.asked.carry()))))
+        self.machine.asked = Asked()
+        self.machine.asked.resume(state)
 
     @rule(bind=BINDS)
     def ask(self, bind: Bind) -> None:

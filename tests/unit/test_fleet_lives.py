@@ -1,10 +1,13 @@
 """Random lives of a fleet: whatever happens to its workers, and in whatever order, the rules are kept."""
 
+import json
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from wscluster.errors import ExitCode
+from wscluster.gateway.carried import decode, encode
 from wscluster.gateway.fleet import SHUTDOWN_CODE, Fleet
 from wscluster.gateway.fleet_words import (
     Beaten,
@@ -95,6 +98,12 @@ class FleetLives(RuleBasedStateMachine):
             gone = slot >= self.size
             assert self.stopped or crashed or gone or routed[slot] in self.killed, "a slot lost its worker for nothing"
         return commands
+
+    @rule()
+    def upgrade(self) -> None:
+        """Another process goes on with what this one has written down; nobody can tell."""
+        before, self.fleet = self.fleet, decode(Fleet, json.loads(json.dumps(encode(self.fleet))))
+        assert self.fleet == before
 
     def check(self, command: Command) -> None:
         assert not self.finishes, f"{command} after Finish"

@@ -72,7 +72,7 @@ def test_no_more_than_the_window_is_offered_and_each_adoption_makes_room_for_the
         ("hand off", worker, span(WINDOW + 1, WINDOW + 3)),
     ]
     assert numbers_of(ledger.adopt(worker, span(1, WINDOW)))[1] == ("hand off", worker, span(WINDOW + 4, count + 1))
-    assert (ledger.accepted, ledger.adopted, ledger.pending()) == (count + 1, WINDOW, count + 1 - WINDOW)
+    assert (ledger.books.accepted, ledger.books.adopted, ledger.pending()) == (count + 1, WINDOW, count + 1 - WINDOW)
 
 
 def test_an_adoption_that_is_said_twice_or_was_never_offered_changes_nothing() -> None:
@@ -82,7 +82,7 @@ def test_an_adoption_that_is_said_twice_or_was_never_offered_changes_nothing() -
     assert ledger.adopt(worker, (1, 1)) == [Release((1,))]
     assert ledger.adopt(worker, (1, 77)) == []
     assert ledger.adopt(worker_of(SECOND), (2,)) == []
-    assert (ledger.adopted, ledger.pending()) == (1, 1)
+    assert (ledger.books.adopted, ledger.pending()) == (1, 1)
 
 
 def test_a_refused_connection_goes_to_the_next_in_order_and_in_the_end_is_rejected() -> None:
@@ -92,7 +92,7 @@ def test_a_refused_connection_goes_to_the_next_in_order_and_in_the_end_is_reject
     assert ledger.refuse(worker_of(FIRST), (1,), 0.0) == []
     assert numbers_of(ledger.refuse(worker_of(SECOND), (1,), 0.0)) == [("hand off", worker_of(THIRD), [1])]
     assert numbers_of(ledger.refuse(worker_of(THIRD), (1,), 0.0)) == [("reject", None, [1])]
-    assert (ledger.placed_again, ledger.rejected, ledger.pending()) == (2, 1, 0)
+    assert (ledger.books.placed_again, ledger.books.rejected, ledger.pending()) == (2, 1, 0)
 
 
 def test_a_refusal_makes_room_for_what_waits() -> None:
@@ -123,7 +123,7 @@ def test_the_end_of_a_link_gives_back_what_was_not_adopted_for_the_replacement_o
     ledger.accept(connections(WINDOW + 4), 1.5)
     assert numbers_of(ledger.route(FIRST, 99)) == [("hand off", 99, span(3, WINDOW + 2))]
     assert numbers_of(ledger.adopt(99, (3, 4)))[1] == ("hand off", 99, [WINDOW + 3, WINDOW + 4])
-    assert ledger.placed_again == WINDOW
+    assert ledger.books.placed_again == WINDOW
 
 
 def test_the_end_of_a_worker_that_was_never_routed_or_has_ended_already_changes_nothing() -> None:
@@ -170,7 +170,7 @@ def test_a_route_that_is_switched_gives_the_new_worker_what_waits_and_leaves_the
     assert numbers_of(ledger.adopt(new, (3,))) == [("release", None, [3]), ("hand off", new, [WINDOW])]
     assert ledger.accept(connections(WINDOW + 4), 1.0) == [], "the window is full again"
     assert ledger.next_deadline() is None
-    assert ledger.rejected == 0
+    assert ledger.books.rejected == 0
 
 
 def test_a_slot_that_was_given_up_is_one_again_when_it_gets_a_worker() -> None:
@@ -235,7 +235,7 @@ def test_a_full_queue_rejects_the_newest() -> None:
     ledger.accept(connections(*span(1, WINDOW)), 0.0)
     assert ledger.accept(connections(*span(WINDOW + 1, WINDOW + MAX_QUEUE)), 0.0) == []
     assert ledger.accept(connections(5000, 5001), 0.0) == [Reject((5000, 5001))]
-    assert (ledger.rejected, ledger.pending()) == (2, WINDOW + MAX_QUEUE)
+    assert (ledger.books.rejected, ledger.pending()) == (2, WINDOW + MAX_QUEUE)
 
 
 def test_what_comes_back_to_a_full_queue_is_older_than_what_waits_and_keeps_its_place() -> None:
@@ -247,7 +247,7 @@ def test_what_comes_back_to_a_full_queue_is_older_than_what_waits_and_keeps_its_
     assert isinstance(reject, Reject)
     assert sorted(reject.numbers) == span(last - WINDOW + 1, last)
     assert numbers_of(ledger.route(FIRST, 99)) == [("hand off", 99, span(1, WINDOW))]
-    assert (ledger.placed_again, ledger.rejected) == (WINDOW, WINDOW)
+    assert (ledger.books.placed_again, ledger.books.rejected) == (WINDOW, WINDOW)
 
 
 @pytest.mark.parametrize("chooser", [LeastConnections(), RoundRobin(), Random()])
@@ -272,8 +272,13 @@ def test_a_stop_rejects_what_waits_and_all_that_comes_later_but_not_what_is_offe
     assert ledger.adopt(worker, (1, 2)) == [Release((1, 2))]
     assert ledger.refuse(worker, (3,), 1.0) == [Reject((3,))]
     assert ledger.end(worker, 1.0) == [Reject(tuple(span(4, WINDOW)))]
-    assert (ledger.adopted, ledger.rejected, ledger.placed_again, ledger.pending()) == (2, WINDOW + 1, 0, 0)
-    assert ledger.accepted == ledger.adopted + ledger.rejected
+    assert (ledger.books.adopted, ledger.books.rejected, ledger.books.placed_again, ledger.pending()) == (
+        2,
+        WINDOW + 1,
+        0,
+        0,
+    )
+    assert ledger.books.accepted == ledger.books.adopted + ledger.books.rejected
 
 
 # Without stickiness
@@ -378,5 +383,10 @@ def test_what_was_adopted_and_comes_back_goes_to_the_successor_and_is_counted_ap
     ledger.route(0, 99)
     assert numbers_of(ledger.give_back(worker_of(0), connections(2), 0.0)) == [("hand off", 99, [2])]
     ledger.adopt(99, [2])
-    assert (ledger.accepted, ledger.adopted, ledger.returned, ledger.placed_again) == (1, 2, 1, 1)
+    assert (ledger.books.accepted, ledger.books.adopted, ledger.books.returned, ledger.books.placed_again) == (
+        1,
+        2,
+        1,
+        1,
+    )
     assert ledger.pending() == 0

@@ -1,5 +1,6 @@
 """Random lives of the ledger: no connection is lost or handed twice under any interleaving of events."""
 
+import json
 from unittest import mock
 
 from hypothesis import settings
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wscluster.gateway import handoff
-from wscluster.gateway.handoff import Command, HandOff, Ledger, Reject, Release
+from wscluster.gateway.carried import decode, encode
+from wscluster.gateway.handoff import Books, Command, HandOff, Ledger, Reject, Release
 from wscluster.gateway.placement import Chooser, make_chooser
 from wscluster.packets import Offered
 
@@ -48,6 +50,14 @@ class LedgerLives(RuleBasedStateMachine):
         self.chooser: Chooser = make_chooser(sticky, balance, self.slots)
         self.ledger = Ledger(self.slots, self.chooser, WAIT, 0.0)
 
+    @rule()
+    def upgrade(self) -> None:
+        """Another process goes on with what this one has written down; nobody can tell."""
+        before, chooser = self.ledger, self.ledger._chooser
+        self.ledger = Ledger(1, chooser, WAIT, 0.0)
+        self.ledger.resume(decode(Books, json.loads(json.dumps(encode(before.books)))), chooser)
+        assert self.ledger.books == before.books
+
     def teardown(self) -> None:
         """At the end of all links everything is accounted for."""
         try:
@@ -73,7 +83,7 @@ class LedgerLives(RuleBasedStateMachine):
                     assert slot not in touched, "two packets where one does"
                     touched.add(slot)
                     numbers = tuple(offered.number for offered in connections)
-                    waiting = [pending.offered.number for pending in self.ledger._slots[slot].queue]
+                    waiting = [pending.offered.number for pending in self.ledger.books.slots[slot].queue]
                     assert list(numbers) == sorted(numbers)
                     assert not waiting or numbers[-1] < min(waiting), "a younger one was handed off first"
                     for number in numbers:
@@ -106,7 +116,7 @@ class LedgerLives(RuleBasedStateMachine):
         ]
 
     def check_reason(self, numbers: tuple[int, ...], commands: list[Command]) -> None:
-        full = any(len(slot.queue) == MAX_QUEUE for slot in self.ledger._slots)
+        full = any(len(slot.queue) == MAX_QUEUE for slot in self.ledger.books.slots)
         handed = any(isinstance(command, HandOff) for command in commands)
         for number in numbers:
             assert self.stopped or full or handed or not self.candidates(number), "rejected for no reason"
@@ -135,7 +145,7 @@ class LedgerLives(RuleBasedStateMachine):
             return self.slot_of[where]
         (slot,) = (
             slot
-            for slot, state in enumerate(self.ledger._slots)
+            for slot, state in enumerate(self.ledger.books.slots)
             if number in [pending.offered.number for pending in state.queue]
         )
         return slot
@@ -269,15 +279,18 @@ class LedgerLives(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         ledger, values = self.ledger, list(self.where.values())
-        assert ledger.accepted == len(values) - self.returned
-        assert ledger.returned == self.returned
-        assert ledger.adopted == values.count(RELEASED)
-        assert ledger.rejected == values.count(REJECTED)
-        assert ledger.pending() == ledger.accepted + ledger.returned - ledger.adopted - ledger.rejected
-        queued = [pending.offered.number for slot in ledger._slots for pending in slot.queue]
+        assert ledger.books.accepted == len(values) - self.returned
+        assert ledger.books.returned == self.returned
+        assert ledger.books.adopted == values.count(RELEASED)
+        assert ledger.books.rejected == values.count(REJECTED)
+        assert (
+            ledger.pending()
+            == ledger.books.accepted + ledger.books.returned - ledger.books.adopted - ledger.books.rejected
+        )
+        queued = [pending.offered.number for slot in ledger.books.slots for pending in slot.queue]
         assert sorted(queued) == sorted(number for number, where in self.where.items() if where == QUEUED)
-        assert ledger._workers.keys() == self.slot_of.keys()
-        for worker, state in ledger._workers.items():
+        assert ledger.books.workers.keys() == self.slot_of.keys()
+        for worker, state in ledger.books.workers.items():
             assert sorted(state.offered) == self.offered_to(worker)
             assert len(state.offered) <= WINDOW
         assert all(load >= 0 for load in ledger.loads())
@@ -286,7 +299,7 @@ class LedgerLives(RuleBasedStateMachine):
     def nobody_waits_in_vain(self) -> None:
         if not hasattr(self, "ledger"):
             return
-        for number, slot in enumerate(self.ledger._slots):
+        for number, slot in enumerate(self.ledger.books.slots):
             waiting = [pending.offered.number for pending in slot.queue]
             assert waiting == sorted(waiting)
             assert len(waiting) <= MAX_QUEUE

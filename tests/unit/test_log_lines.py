@@ -174,3 +174,15 @@ def test_who_asks_for_the_last_gets_them_and_who_was_elsewhere_begins_anew() -> 
     assert heard == [22]
     assert numbers(ring.page(20, None, None)) == [21]
     assert numbers(ring.page(20, 1, None)) == [], "the primary's own are of no slot"
+
+
+def test_another_process_goes_on_in_the_middle_of_a_line_and_with_the_lines_that_were_kept() -> None:
+    splitter = Splitter()
+    assert list(splitter.feed(b"one\ntw")) == [b"one"]
+    assert list(Splitter(splitter.part).feed(b"o\n")) == [b"two"]
+    assert Signer(ORIGIN, "stderr", "text", goes_on=True).sign(b"  set in", AT)[1].stream == "log"
+    before, after = filled(20), Ring()
+    after.add(Line(AT, None, "log", "21"))
+    after.resume(before.carry(), before.next)
+    assert numbers(after.page(None, None, None)) == list(range(1, 22))
+    assert numbers(after.page(18, None, None)) == [19, 20, 21], "who follows goes on where he was"

@@ -1,0 +1,416 @@
+"""USR2: the primary executes itself anew, and nobody who is connected, or connects, can tell."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from websockets.asyncio.client import connect, unix_connect
+
+from tests.cluster.process_support import cli, close_code, connect_to_slot, environment
+from tests.cluster.test_on_event import noted
+from tests.cluster.test_on_event import served as served_with_events
+from tests.support import ROOT, open_fds, run
+from wscluster.testing import Cluster
+
+SERVED = "tests.cluster.obeying:obey"
+
+
+async def upgrade(cluster: Cluster, count: int = 1) -> dict[str, Any]:
+    cluster.signal(signal.SIGUSR2)
+    return await cluster.wait_event("upgraded", count=count)
+
+
+async def told(ws: Any, message: str) -> str:
+    await ws.send(message)
+    return str(await ws.recv())
+
+
+def kinds_of_fds(pid: int) -> Counter[str]:
+    """How many descriptors of each kind a process has; those of one kind differ by a number only."""
+    return Counter(re.sub(r"\d+", "N", what) for what in open_fds(pid).values())
+
+
+async def has_fds(pid: int, wanted: Counter[str]) -> None:
+    """Wait until the process has these descriptors: the end of a call to the control socket is noticed in a moment."""
+    try:
+        async with asyncio.timeout(5):
+            while kinds_of_fds(pid) != wanted:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        assert kinds_of_fds(pid) == wanted, open_fds(pid)
+
+
+@contextlib.asynccontextmanager
+async def connecting(cluster: Cluster) -> AsyncIterator[list[str]]:
+    """Connect, ask and close again and again; yields what has failed and, last of all, how often it did not."""
+    failed: list[str] = []
+    done = 0
+    end = asyncio.Event()
+
+    async def one(number: int) -> None:
+        nonlocal done
+        while not end.is_set():
+            try:
+                async with cluster.connect(source=f"127.2.{number}.{done % 200 + 1}", open_timeout=10) as ws:
+                    await ws.recv()
+                    assert await told(ws, "phase") == "1"
+                done += 1
+            except (OSError, AssertionError, TimeoutError) as exc:
+                failed.append(repr(exc))
+
+    tasks = [asyncio.create_task(one(number)) for number in range(4)]
+    yield failed
+    end.set()
+    await asyncio.gather(*tasks)
+    assert done > 20
+
+
+def test_pid_workers_connections_descriptors_and_counters_stay_and_no_connect_fails() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=2, metrics=True, metrics_port=0) as cluster:
+            clients = [await connect_to_slot(cluster, slot) for slot in (0, 1)]
+            assert await told(clients[0], "join lobby") == "done"  # the private Valkey runs
+            before = await cluster.status()
+            fds, pids = kinds_of_fds(cluster.pid), cluster.worker_pids()
+            children = {child.pid for child in psutil.Process(cluster.pid).children()}
+            async with connecting(cluster) as failed:
+                for count in (1, 2, 3):
+                    event = await upgrade(cluster, count)
+                    assert event["pid"] == cluster.pid
+                    assert 0 < event["pause_seconds"] < 5
+                    await asyncio.sleep(0.1)  # of new connections between two upgrades
+            assert not failed
+            for ws in clients:
+                assert await told(ws, "pid") in {str(pid) for pid in pids.values()}
+            assert cluster.worker_pids() == pids
+            assert {child.pid for child in psutil.Process(cluster.pid).children()} == children
+            after = await cluster.wait_status(lambda status: status["totals"]["connections"] == 2)
+            for name in ("accepted", "adopted"):
+                assert after["totals"][name] > before["totals"][name] + 20
+            assert after["totals"]["rejected"] == 0
+            assert after["primary"]["uptime_seconds"] > before["primary"]["uptime_seconds"]
+            await has_fds(cluster.pid, fds)
+            for ws in clients:
+                await ws.close()
+        assert [event["event"] for event in cluster.events].count("ready") == 1
+
+    run(main())
+
+
+def test_what_comes_after_is_as_ever_reload_crash_scale_rooms_logs_and_stop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=2) as cluster:
+            first, second = [await connect_to_slot(cluster, slot) for slot in (0, 1)]
+            assert await told(first, "join lobby") == "done"
+            assert await told(first, "say before") == "done"
+            await cluster.wait_output("| before")
+            await upgrade(cluster)
+            where = ("--control-socket", str(cluster.control_socket))
+            assert await told(second, "join lobby") == "done"
+            done = await asyncio.to_thread(cli, "publish", *where, "lobby", "hello", folder=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert (await first.recv(), await second.recv()) == ("hello", "hello")
+            assert await told(first, "say after") == "done"
+            await cluster.wait_output("stdout  worker 1 slot 0 phase 1 | after")
+            shown = await asyncio.to_thread(cli, "logs", *where, "--slot", "0", folder=tmp_path)
+            assert [line.rpartition("| ")[2] for line in shown.stdout.splitlines()] == ["before", "after"]
+            os.kill(cluster.worker_pids()[1], signal.SIGKILL)
+            assert await close_code(second) == 1006
+            await cluster.wait_event("worker_ready", slot=1, count=2)
+            done = await asyncio.to_thread(cli, "scale", *where, "3", folder=tmp_path)
+            assert done.returncode == 0, done.stderr
+            done = await asyncio.to_thread(cli, "reload", *where, folder=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert await close_code(first) == 1012
+            await upgrade(cluster, 2)
+            assert len(cluster.worker_pids()) == 3
+            ws = await connect_to_slot(cluster, 2)
+            children = [child.pid for child in psutil.Process(cluster.pid).children()]
+            ended, code = await asyncio.gather(cluster.stop(), close_code(ws))
+            assert (ended, code) == (0, 1001)
+            assert not [pid for pid in children if psutil.pid_exists(pid)]
+
+    run(main())
+
+
+def copy_release(folder: Path) -> dict[str, Any]:
+    """Put a copy of the package into ``folder``; returns what a cluster that runs it is made with."""
+    shutil.copytree(ROOT / "wscluster", folder / "wscluster", ignore=shutil.ignore_patterns("__pycache__"))
+    return {
+        "cwd": folder,
+        "env": {"PYTHONPATH": f"{folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
+        "workers": 1,
+    }
+
+
+def test_the_new_code_takes_over_and_broken_code_never_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, **copy_release(tmp_path)) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            broken = tmp_path / "wscluster" / "gateway" / "fleet.py"
+            good = broken.read_text()
+            await cluster.status()  # libuv opens a spare descriptor with its first stream
+            before = kinds_of_fds(cluster.pid)
+            for count, (text, said) in enumerate(
+                [
+                    (good + "\nclass Half(", "SyntaxError: '(' was never closed"),
+                    (good + "\nraise SystemExit(3)\n", "ends with status 3: it said nothing"),
+                    (good.replace("    last_worker: int = 0\n", ""), "State.fleet has last_worker, which"),
+                    (good.replace("    size: int\n", "    size: str\n"), "State.fleet.size: int instead of str"),
+                ],
+                1,
+            ):
+                broken.write_text(text)
+                cluster.signal(signal.SIGUSR2)
+                event = await cluster.wait_event("upgrade_failed", count=count)
+                assert said in event["reason"], event
+                assert "\n" not in event["reason"]
+                await cluster.wait_output("not upgraded, everything goes on as before")
+                assert await told(ws, "phase") == "1"
+                assert (await cluster.status())["primary"]["version"] != "9.9.9"
+            await has_fds(cluster.pid, before)
+            broken.write_text(good)
+            init = tmp_path / "wscluster" / "__init__.py"
+            init.write_text(re.sub('__version__ = "[^"]*"', '__version__ = "9.9.9"', init.read_text()))
+            await upgrade(cluster)
+            assert (await cluster.status())["primary"]["version"] == "9.9.9"
+            assert await told(ws, "phase") == "1"
+            await ws.close()
+
+    run(main())
+
+
+def test_a_configuration_that_is_half_written_ends_the_trial_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        file = tmp_path / "wscluster.toml"
+        file.write_text("slot-wait = 3\n")
+        async with Cluster(SERVED, workers=1, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            file.write_text("slot-wait = ")
+            cluster.signal(signal.SIGUSR2)
+            event = await cluster.wait_event("upgrade_failed")
+            assert "wscluster.toml" in event["reason"]
+            assert await told(ws, "phase") == "1"
+            file.write_text("slot-wait = 4\n")
+            await upgrade(cluster)
+            await ws.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("order", ["usr2 hup", "hup usr2", "usr2 usr2", "usr2 term", "term usr2", "usr2 ttin"])
+def test_signals_one_after_the_other_are_each_carried_out(order: str) -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1) as cluster:
+            for name in order.split():
+                cluster.signal(signal.Signals[f"SIG{name.upper()}"])
+            if "hup" in order:
+                await cluster.wait_event("reloaded")
+            if "ttin" in order:
+                await cluster.wait_event("scaled", slots=2)
+            if "term" in order:
+                assert await cluster.wait_exit() == 0
+                return
+            await cluster.wait_event("upgraded")
+            ws = await connect_to_slot(cluster, 0)
+            assert await told(ws, "phase") == ("2" if "hup" in order else "1")
+            await ws.close()
+
+    run(main())
+
+
+def test_signals_that_come_while_nobody_has_a_handler_wait() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1) as cluster:
+            cluster.signal(signal.SIGUSR2)
+            await cluster.wait_output("the new code is tried first")
+            # All the time of the trial and of the execve, several of each.
+            while not any(event["event"] == "upgraded" for event in cluster.events):
+                cluster.signal(signal.SIGUSR1)
+                await asyncio.sleep(0.002)
+            await cluster.wait_output("no file to open again")
+            ws = await connect_to_slot(cluster, 0)
+            await ws.close()
+
+    run(main())
+
+
+def test_a_worker_that_dies_while_the_primary_executes_itself_is_replaced() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=2) as cluster:
+            for count in range(1, 4):
+                victim = cluster.worker_pids()[1]
+                cluster.signal(signal.SIGUSR2)
+                await asyncio.sleep(0.15 * count)  # somewhere in the trial, the execve or the time after it
+                os.kill(victim, signal.SIGKILL)
+                await cluster.wait_event("upgraded", count=count)
+                await cluster.wait_event("worker_ready", slot=1, count=count + 1)
+                ws = await connect_to_slot(cluster, 1)
+                await ws.close()
+
+    run(main())
+
+
+def test_an_upgrade_waits_for_a_reload_that_is_under_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "app.py").write_text(
+            "import time, os\n"
+            "if os.path.exists('slow'): time.sleep(1)\n"
+            "async def handler(ws):\n    await ws.send(str(ws.slot))\n    await ws.recv()\n"
+        )
+        async with Cluster("app:handler", app_dir=tmp_path, cwd=tmp_path, workers=2,
+                           env={"PYTHONPATH": str(ROOT)}) as cluster:  # fmt: skip
+            (tmp_path / "slow").touch()
+            where = ("--control-socket", str(cluster.control_socket))
+            verb = asyncio.create_task(asyncio.to_thread(cli, "reload", *where, folder=tmp_path))
+            await cluster.wait_event("reloading")
+            cluster.signal(signal.SIGUSR2)
+            await cluster.wait_output("the upgrade waits: a reload")
+            assert (await verb).returncode == 0
+            await cluster.wait_event("upgraded")
+            order = [event["event"] for event in cluster.events]
+            assert order.index("reloaded") < order.index("upgraded")
+
+    run(main())
+
+
+def test_listeners_of_every_kind_and_a_half_proxy_header_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+
+    async def main() -> None:
+        inherited = socket.create_server(("127.0.0.4", 0))
+        with inherited:
+            bind = [f"unix:{path}", "127.0.0.2:0", f"fd:{inherited.fileno()}"]
+            cluster = Cluster(
+                SERVED, workers=1, bind=bind, pass_fds=(inherited.fileno(),), proxy_protocol="auto", limit_connections=9
+            )
+            async with cluster:
+                _, host, other = (await cluster.wait_event("ready"))["listeners"]
+                client, port = "127.0.0.2", int(host.rpartition(":")[2])
+                reader, writer = await asyncio.open_connection(client, port)
+                writer.write(b"PROXY TCP4 198.51.1")
+                await writer.drain()
+                await upgrade(cluster)
+                writer.write(
+                    b"00.7 198.51.100.1 1234 80\r\nGET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+                )
+                assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+                writer.close()
+                for opening in (unix_connect(str(path)), connect(f"ws://{host}", proxy=None),
+                                connect(f"ws://{other}", proxy=None)):  # fmt: skip
+                    async with opening as ws:
+                        assert await ws.recv() == "0"
+        assert not path.exists()
+
+    run(main())
+
+
+def test_a_program_keeps_its_listeners_and_new_workers_get_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "server.py").write_text(
+            "import asyncio\n"
+            "async def serve(reader, writer):\n"
+            "    while line := await reader.readline():\n"
+            "        writer.write(line)\n"
+            "    writer.close()\n"
+            "async def main():\n"
+            "    async with await asyncio.start_server(serve, '127.0.0.1', 0) as server:\n"
+            "        await server.serve_forever()\n"
+            "asyncio.run(main())\n"
+        )
+        async with Cluster.run(str(tmp_path / "server.py"), workers=2) as cluster:
+            reader, writer = await asyncio.open_connection("127.0.0.1", cluster.port)
+            writer.write(b"one\n")
+            assert await reader.readline() == b"one\n"
+            port = cluster.port
+            await upgrade(cluster)
+            writer.write(b"two\n")
+            assert await reader.readline() == b"two\n"
+            writer.close()
+            cluster.signal(signal.SIGHUP)
+            await cluster.wait_event("reloaded")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"three\n")
+            assert await reader.readline() == b"three\n"
+            writer.close()
+            assert cluster.listeners == [f"127.0.0.1:{port}"]
+
+    run(main())
+
+
+def test_the_function_of_on_event_hears_of_it_in_the_same_process(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served_with_events(tmp_path, "note") as cluster:
+            await upgrade(cluster)
+        heard = noted(tmp_path)
+        assert [one["event"] for one in heard] == [one["event"] for one in cluster.events]
+        assert "upgraded" in {one["event"] for one in heard}
+        assert len({one["pid"] for one in heard if one["event"] in ("bound", "stopping")}) == 1
+
+    run(main())
+
+
+def test_who_follows_the_log_goes_on_and_the_file_stays_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "log"
+        async with Cluster(SERVED, workers=1, log_file=str(path)) as cluster:
+            follower = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "wscluster", "logs", "--follow", "--json",
+                "--control-socket", str(cluster.control_socket),
+                cwd=tmp_path, env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)}, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert follower.stdout is not None
+            lines = [json.loads(await follower.stdout.readline())["line"]]
+            await upgrade(cluster)
+            ws = await connect_to_slot(cluster, 0)
+            assert await told(ws, "say the end") == "done"
+            while not lines[-1].endswith("the end"):
+                lines.append(json.loads(await follower.stdout.readline())["line"])
+            await ws.close()
+            assert await cluster.stop() == 0
+            assert await follower.wait() == 0
+        assert lines == path.read_text().splitlines()[: len(lines)], "each line once, in both"
+        assert any("upgraded to version" in line for line in lines)
+
+    run(main())
+
+
+def test_a_python_that_cannot_be_executed_any_more_leaves_the_running_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        link = tmp_path / "python"
+        link.symlink_to(sys.executable)
+        code = f"import sys; sys.path[:0] = {sys.path!r}; from wscluster.cli import main; sys.exit(main())"
+        env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+        async with Cluster(SERVED, workers=1, command=(str(link), "-c", code), env=env) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            link.unlink()
+            cluster.signal(signal.SIGUSR2)
+            event = await cluster.wait_event("upgrade_failed")
+            assert "cannot be tried: No such file or directory" in event["reason"]
+            assert await told(ws, "phase") == "1"
+            await ws.close()
+
+    run(main())
+
+
+def test_a_variable_that_somebody_set_is_refused(tmp_path: Path) -> None:
+    for text in ("go:0", "try:99", "go:x", "nonsense"):
+        env = {"PYTHONPATH": str(ROOT), "_WSCLUSTER_STATE": text}
+        done = cli("serve", SERVED, "--port", "0", folder=tmp_path, env=env)
+        assert done.returncode == 3, done.stderr
+        assert done.stderr.startswith("wscluster: cannot go on with the state of the running primary: ")
+        assert done.stderr.count("\n") == 1
