@@ -68,6 +68,7 @@ class Deployed:
         port: Where it serves.
         reload: Deploys what lies in the folder; returns False where the release was refused.
         kill: Kills one worker with -9.
+        upgrade: Upgrades the primary and returns for how many seconds it accepted nothing; None where there is none.
     """
 
     port: int
@@ -75,6 +76,7 @@ class Deployed:
     code: str
     reload: Callable[[], Awaitable[bool]]
     kill: Callable[[], None]
+    upgrade: Callable[[], Awaitable[float]] | None = None
 
     def write(self, release: int, *, broken: bool = False) -> None:
         """Put the code of ``release`` in place, whole at every moment."""
@@ -121,9 +123,15 @@ async def wscluster(code: str, workers: int, drain_rate: float, **more: Any) -> 
         def kill() -> None:
             os.kill(random.choice(list(cluster.worker_pids().values())), signal.SIGKILL)
 
+        upgrades = iter(range(1, 10**9))
+
+        async def upgrade() -> float:
+            cluster.signal(signal.SIGUSR2)
+            return float((await cluster.wait_event("upgraded", count=next(upgrades), timeout=60))["pause_seconds"])
+
         _write_first(folder, code)
         async with cluster:
-            yield Deployed(cluster.port, folder, code, reload, kill)
+            yield Deployed(cluster.port, folder, code, reload, kill, upgrade)
 
 
 @contextlib.asynccontextmanager

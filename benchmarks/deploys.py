@@ -4,7 +4,8 @@
 send one message, hear its echo and leave. Meanwhile the code is deployed 20 times, 5 of them a release that cannot be
 imported, and a worker is killed with -9 after every fourth. Counted are the connects that fail, how connections end,
 and the messages that were sent before the server's Close was answered and that no worker has heard; what was under way
-to a killed worker is counted apart.
+to a killed worker is counted apart. With ``--upgrades`` the primary of wscluster executes itself anew as often, after
+every deploy in turn: new connections wait for that long.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Seen:
     broken: int = 0
     deploys: int = 0
     kills: int = 0
+    pauses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def table(self, name: str, heard: set[str]) -> str:
@@ -63,6 +65,12 @@ class Seen:
             f"  closed    {closes}",
             f"  messages  {self.sent} sent, {lost} lost before a Close was answered, {cut} lost without a Close",
         ]
+        if self.pauses:
+            pauses = sorted(self.pauses)
+            median, worst = pauses[len(pauses) // 2] * 1e3, pauses[-1] * 1e3
+            lines.append(
+                f"  upgrades  {len(pauses)}, nothing accepted for {median:.0f} ms (median), {worst:.0f} ms (worst)"
+            )
         return "\n".join(lines)
 
 
@@ -187,10 +195,10 @@ class Clients:
         self._seen.answered_close.update(sent)
 
 
-async def deploy_often(service: Deployed, seen: Seen, deploys: int, broken: int) -> None:
-    """Deploy, break, mend and kill."""
-    bad = set(random.Random(broken).sample(range(1, deploys), broken))
-    for number in range(deploys):
+async def deploy_often(service: Deployed, seen: Seen, arguments: argparse.Namespace) -> None:
+    """Deploy, break, mend, upgrade and kill."""
+    bad = set(random.Random(arguments.broken).sample(range(1, arguments.deploys), arguments.broken))
+    for number in range(arguments.deploys):
         service.write(number + 2, broken=number in bad)
         seen.deploys += 1
         seen.broken += number in bad
@@ -199,6 +207,8 @@ async def deploy_often(service: Deployed, seen: Seen, deploys: int, broken: int)
             seen.killed_at.append(time.monotonic())
             service.kill()
             seen.kills += 1
+        if service.upgrade is not None and number < arguments.upgrades:
+            seen.pauses.append(await service.upgrade())
         await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -211,7 +221,7 @@ async def measure(name: str, arguments: argparse.Namespace) -> Seen:
         staying = [asyncio.create_task(clients.stay(number)) for number in range(arguments.open)]
         visits: set[asyncio.Task[None]] = set()
         begin = time.monotonic()
-        deploying = asyncio.create_task(deploy_often(service, seen, arguments.deploys, arguments.broken))
+        deploying = asyncio.create_task(deploy_often(service, seen, arguments))
         number = 0
         while not deploying.done():
             visit = asyncio.create_task(clients.visit(number))
@@ -234,6 +244,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=300, help="new clients a second")
     parser.add_argument("--deploys", type=int, default=20)
     parser.add_argument("--broken", type=int, default=5)
+    parser.add_argument("--upgrades", type=int, default=0, help="of wscluster's primary")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--drain-rate", type=float, default=0, help="of wscluster, connections a second")
     arguments = parser.parse_args()

@@ -60,7 +60,7 @@ class Crew:
         self._own_groups = own_groups
         self._links: dict[int, Link] = {}
         self._processes: dict[int, Process] = {}
-        self._poller = Poller(loop)
+        self.poller = Poller(loop)
 
     def spawn(self, slot: int, worker: int, phase: int) -> None:
         """Start a worker.
@@ -138,12 +138,12 @@ class Crew:
 
     async def poll(self, workers: Iterable[int]) -> None:
         """Ask for figures of now, and wait for a short while until they have come."""
-        await self._poller.poll({worker: self._links[worker] for worker in workers})
+        await self.poller.poll({worker: self._links[worker] for worker in workers})
 
     def _received(self, worker: int, packet: Packet, fds: list[int]) -> None:
         if isinstance(packet, Beat):
             self.figures[worker].update(packet.stats, self._loop.time())
-            self._poller.answered(worker, packet.serial)
+            self.poller.answered(worker, packet.serial)
         self._on_packet(worker, packet, fds)
 
     def _exited(self, worker: int, status: int) -> None:
@@ -156,7 +156,7 @@ class Crew:
         pid = self._processes.pop(worker).pid
         self.totals.retire(self.figures.pop(worker).stats)
         del self._links[worker]
-        self._poller.forget(worker)
+        self.poller.forget(worker)
         self._output.exited(worker)
         self._on_exit(worker, pid, status)
 

@@ -23,13 +23,13 @@ class Inquiries:
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[int, Ask], None]) -> None:
         self._loop = loop
         self._send = send
-        self._last_serial = 0
+        self.last_serial = 0
         self._open: dict[int, tuple[int, asyncio.Future[Any]]] = {}
 
     async def ask(self, worker: int, question: str, **arguments: Any) -> Any:
         """Return the answer of ``worker``; None where it does not answer within `ANSWER_SECONDS`, or ends."""
-        self._last_serial += 1
-        serial = self._last_serial
+        self.last_serial += 1
+        serial = self.last_serial
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._open[serial] = (worker, answer)
         try:

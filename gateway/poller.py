@@ -17,7 +17,7 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._last_serial = 0
+        self.last_serial = 0
         self._polls: dict[int, tuple[set[int], asyncio.Future[None]]] = {}
 
     async def poll(self, links: Mapping[int, Link]) -> None:
@@ -25,8 +25,8 @@ class Poller:
         asked = {worker for worker, link in links.items() if not link.closed and not link.outbox}
         if not asked:
             return
-        self._last_serial += 1
-        serial = self._last_serial
+        self.last_serial += 1
+        serial = self.last_serial
         answered: asyncio.Future[None] = self._loop.create_future()
         self._polls[serial] = (asked, answered)
         for worker in sorted(asked):

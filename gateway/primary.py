@@ -98,7 +98,7 @@ class Primary:
         self.operations = Operations(
             loop, config, self.fleet, self.events, self.boot_faults, self._configure, self._step, read_config
         )
-        self._inquiries = Inquiries(loop, self.crew.send)
+        self.inquiries = Inquiries(loop, self.crew.send)
         self._timer: asyncio.TimerHandle | None = None
         self._finished: asyncio.Future[int] = loop.create_future()
         self.pages = LogPages(output.ring, self._finished)
@@ -115,7 +115,7 @@ class Primary:
             stop=self.stop,
             force=self.force,
             operations=self.operations,
-            connections=Connections(self.fleet, self.intake.ledger, self._inquiries, config.placement.sticky),
+            connections=Connections(self.fleet, self.intake.ledger, self.inquiries, config.placement.sticky),
             logs=self.pages,
             finished=self._finished,
         )
@@ -171,6 +171,11 @@ class Primary:
             self.events.emit("metrics", address=self.metrics.address)
         for name in self.intake.listening.names:
             self._bound(name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything has ended."""
+        return self._finished.done()
 
     def stop(self) -> None:
         """Stop accepting, drain and end; asked a second time, end now."""
@@ -344,7 +349,7 @@ class Primary:
             case Returned(connections):
                 self.intake.take_back(worker, connections, fds)
             case Answer():
-                self._inquiries.answered(worker, packet)
+                self.inquiries.answered(worker, packet)
             case Ended(numbers):
                 self.intake.end(worker, numbers)
             case Bind() if self.config.run:
@@ -379,7 +384,7 @@ class Primary:
         self.events.emit("worker_exited", slot=known.slot, pid=pid, status=status)
         self.bus.forget(worker)
         self.operations.forget(worker)
-        self._inquiries.forget(worker)
+        self.inquiries.forget(worker)
         self._step(fleet.Exited(worker, status, random.random()))
 
     def _link_ended(self, worker: int) -> None:

@@ -161,6 +161,7 @@ class State:
         protocol: `packets.PROTOCOL`: its workers speak it.
         at: When it stopped to accept, in seconds of CLOCK_MONOTONIC.
         config: What holds, as JSON.
+        last_poll, last_inquiry: Serials that workers may still answer.
     """
 
     protocol: int
@@ -182,6 +183,8 @@ class State:
     control: ControlState
     metrics: Fd | None
     ready_fd: Fd | None
+    last_poll: int
+    last_inquiry: int
     given_up: str = ""
     shown: set[str] = field(default_factory=set)
     not_replaced: dict[int, str] = field(default_factory=dict)

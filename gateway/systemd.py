@@ -65,6 +65,8 @@ class Notifier:
                 self._send("READY=1", f"STATUS=reloaded, phase {facts['phase']}")
             case "reload_failed":
                 self._send("READY=1", f"STATUS=the reload of phase {facts['phase']} has failed: {facts['reason']}")
+            case "upgraded":
+                self._send("READY=1", "STATUS=upgraded")
             case "stopping":
                 self._send("STOPPING=1", "STATUS=draining")
 

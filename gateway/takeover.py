@@ -42,6 +42,8 @@ def carry(primary: Primary) -> State:
         control=primary.control.carry(),
         metrics=None if primary.metrics is None else primary.metrics.carry(),
         ready_fd=None if ready_fd is None else Fd(ready_fd),
+        last_poll=primary.crew.poller.last_serial,
+        last_inquiry=primary.inquiries.last_serial,
         given_up=primary.boot_faults.given_up,
         shown=primary.boot_faults.shown,
         not_replaced=primary.operations.not_replaced,
@@ -63,6 +65,7 @@ def resume(primary: Primary, state: State) -> None:
     primary.operations.resume(state.not_replaced, state.jitter)
     primary.asking.asked.resume(state.asked)
     # The links before the listeners: what is accepted goes out on them.
+    primary.crew.poller.last_serial, primary.inquiries.last_serial = state.last_poll, state.last_inquiry
     primary.crew.resume(state.workers, state.totals)
     primary.intake.resume(state.intake)
     primary.bus.at, primary.bus.wanted_by = state.bus_at, state.wants_bus

@@ -111,9 +111,11 @@ class Upgrade:
     async def _run(self) -> None:
         primary = self._primary
         logger.info("upgrading: the new code is tried first")
-        reason = self._not_any_more() or await self._try_out()
-        if not reason:
-            reason = await self._when_quiet()
+        try:
+            reason = self._not_any_more() or await self._try_out() or await self._when_quiet()
+        except Exception as exc:
+            logger.exception("what has failed in the upgrade")
+            reason = f"{type(exc).__name__}: {exc}"
         logger.error("not upgraded, everything goes on as before: %s", reason)
         primary.events.emit("upgrade_failed", reason=reason)
 
@@ -165,7 +167,7 @@ class Upgrade:
             if not reason and not self._busy():
                 reason = self._replace()
             primary.control.go_on()
-            if primary.metrics is not None:
+            if primary.metrics is not None and not primary.finished:
                 await primary.metrics.start()
             if reason:
                 return reason

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,11 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from websockets.asyncio.client import connect, unix_connect
 
-from tests.cluster.process_support import cli, close_code, connect_to_slot, environment
-from tests.cluster.test_on_event import noted
-from tests.cluster.test_on_event import served as served_with_events
+from tests.cluster.process_support import cli, close_code, connect_to_slot
 from tests.support import ROOT, open_fds, run
 from wscluster.testing import Cluster
 
@@ -286,109 +281,6 @@ def test_an_upgrade_waits_for_a_reload_that_is_under_way(tmp_path: Path) -> None
     run(main())
 
 
-def test_listeners_of_every_kind_and_a_half_proxy_header_go_on(tmp_path: Path) -> None:
-    path = tmp_path / "a.sock"
-
-    async def main() -> None:
-        inherited = socket.create_server(("127.0.0.4", 0))
-        with inherited:
-            bind = [f"unix:{path}", "127.0.0.2:0", f"fd:{inherited.fileno()}"]
-            cluster = Cluster(
-                SERVED, workers=1, bind=bind, pass_fds=(inherited.fileno(),), proxy_protocol="auto", limit_connections=9
-            )
-            async with cluster:
-                _, host, other = (await cluster.wait_event("ready"))["listeners"]
-                client, port = "127.0.0.2", int(host.rpartition(":")[2])
-                reader, writer = await asyncio.open_connection(client, port)
-                writer.write(b"PROXY TCP4 198.51.1")
-                await writer.drain()
-                await upgrade(cluster)
-                writer.write(
-                    b"00.7 198.51.100.1 1234 80\r\nGET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-                    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-                )
-                assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
-                writer.close()
-                for opening in (unix_connect(str(path)), connect(f"ws://{host}", proxy=None),
-                                connect(f"ws://{other}", proxy=None)):  # fmt: skip
-                    async with opening as ws:
-                        assert await ws.recv() == "0"
-        assert not path.exists()
-
-    run(main())
-
-
-def test_a_program_keeps_its_listeners_and_new_workers_get_the_same(tmp_path: Path) -> None:
-    async def main() -> None:
-        (tmp_path / "server.py").write_text(
-            "import asyncio\n"
-            "async def serve(reader, writer):\n"
-            "    while line := await reader.readline():\n"
-            "        writer.write(line)\n"
-            "    writer.close()\n"
-            "async def main():\n"
-            "    async with await asyncio.start_server(serve, '127.0.0.1', 0) as server:\n"
-            "        await server.serve_forever()\n"
-            "asyncio.run(main())\n"
-        )
-        async with Cluster.run(str(tmp_path / "server.py"), workers=2) as cluster:
-            reader, writer = await asyncio.open_connection("127.0.0.1", cluster.port)
-            writer.write(b"one\n")
-            assert await reader.readline() == b"one\n"
-            port = cluster.port
-            await upgrade(cluster)
-            writer.write(b"two\n")
-            assert await reader.readline() == b"two\n"
-            writer.close()
-            cluster.signal(signal.SIGHUP)
-            await cluster.wait_event("reloaded")
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"three\n")
-            assert await reader.readline() == b"three\n"
-            writer.close()
-            assert cluster.listeners == [f"127.0.0.1:{port}"]
-
-    run(main())
-
-
-def test_the_function_of_on_event_hears_of_it_in_the_same_process(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with served_with_events(tmp_path, "note") as cluster:
-            await upgrade(cluster)
-        heard = noted(tmp_path)
-        assert [one["event"] for one in heard] == [one["event"] for one in cluster.events]
-        assert "upgraded" in {one["event"] for one in heard}
-        assert len({one["pid"] for one in heard if one["event"] in ("bound", "stopping")}) == 1
-
-    run(main())
-
-
-def test_who_follows_the_log_goes_on_and_the_file_stays_the_same(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "log"
-        async with Cluster(SERVED, workers=1, log_file=str(path)) as cluster:
-            follower = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "wscluster", "logs", "--follow", "--json",
-                "--control-socket", str(cluster.control_socket),
-                cwd=tmp_path, env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)}, stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            assert follower.stdout is not None
-            lines = [json.loads(await follower.stdout.readline())["line"]]
-            await upgrade(cluster)
-            ws = await connect_to_slot(cluster, 0)
-            assert await told(ws, "say the end") == "done"
-            while not lines[-1].endswith("the end"):
-                lines.append(json.loads(await follower.stdout.readline())["line"])
-            await ws.close()
-            assert await cluster.stop() == 0
-            assert await follower.wait() == 0
-        assert lines == path.read_text().splitlines()[: len(lines)], "each line once, in both"
-        assert any("upgraded to version" in line for line in lines)
-
-    run(main())
-
-
 def test_a_python_that_cannot_be_executed_any_more_leaves_the_running_one(tmp_path: Path) -> None:
     async def main() -> None:
         link = tmp_path / "python"
@@ -414,3 +306,21 @@ def test_a_variable_that_somebody_set_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 3, done.stderr
         assert done.stderr.startswith("wscluster: cannot go on with the state of the running primary: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_many_upgrades_one_after_the_other_leave_nothing_behind() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=2, limit_connections_per_ip=100) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            await upgrade(cluster)
+            await cluster.status()
+            fds, rss = kinds_of_fds(cluster.pid), psutil.Process(cluster.pid).memory_info().rss
+            for count in range(2, 8):
+                await upgrade(cluster, count)
+            await cluster.status()
+            await has_fds(cluster.pid, fds)
+            assert psutil.Process(cluster.pid).memory_info().rss < rss + (8 << 20)
+            assert await told(ws, "phase") == "1"
+            await ws.close()
+
+    run(main())

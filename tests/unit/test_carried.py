@@ -180,7 +180,7 @@ def state() -> State:
             Fd(27), {"stderr": [b"x"]}, [PipeState(Fd(28), Origin(1, 0, 1), "stdout", b"", False)],
             [(1.0, None, "log", "x")], 5,
         ),
-        control=ControlState(Fd(29), (1, 2)), metrics=Fd(30), ready_fd=Fd(31),
+        control=ControlState(Fd(29), (1, 2)), metrics=Fd(30), ready_fd=Fd(31), last_poll=3, last_inquiry=4,
     )  # fmt: skip
 
 
