@@ -175,10 +175,11 @@ class Output:
             self._file = None
         self._make_sinks()  # for what is logged after the end
 
-    def take(self, line: str, kept: Line, stream: str) -> None:
-        """Write a line of a worker to where its ``stream`` goes."""
-        self._sinks[stream].write(line)
-        self.ring.add(kept)
+    def take(self, signed: list[tuple[str, Line]], stream: str) -> None:
+        """Write lines of a worker to where its ``stream`` goes, and keep them."""
+        self._sinks[stream].write(*(line for line, _ in signed))
+        for _, kept in signed:
+            self.ring.add(kept)
 
     def forget(self, pipe: _Pipe) -> None:
         """A pipe has come to its end."""
@@ -253,9 +254,9 @@ class _Pipe:
         return bool(data)
 
     def _take(self, lines: list[bytes]) -> None:
-        at = time.time()
-        for raw in lines:
-            self._output.take(*self._signer.sign(raw, at), self._signer.stream)
+        if lines:
+            at = time.time()
+            self._output.take([self._signer.sign(raw, at) for raw in lines], self._signer.stream)
 
 
 def _open(path: Path) -> int:

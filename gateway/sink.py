@@ -39,13 +39,16 @@ class Sink:
         self._loop = loop
         self._write()
 
-    def write(self, line: str) -> None:
-        """Write ``line``, or let it wait."""
-        data = line.encode("utf-8", "backslashreplace") + b"\n"
-        if self._size + len(data) > MAX_WAITING_BYTES:
-            self._lost += 1
-            return
-        self._put(data)
+    def write(self, *lines: str) -> None:
+        """Write ``lines``, or let them wait."""
+        for line in lines:
+            data = line.encode("utf-8", "backslashreplace") + b"\n"
+            if self._size + len(data) > MAX_WAITING_BYTES and not self._writable.waiting:
+                self._write()  # many lines at once are more than may wait, and need not
+            if self._size + len(data) > MAX_WAITING_BYTES:
+                self._lost += 1
+            else:
+                self._put(data)
         if not self._writable.waiting:
             self._write()
 
