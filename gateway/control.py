@@ -25,6 +25,10 @@ from wscluster.gateway.state import ControlState
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
+BACKLOG = 128
+"""Callers that the kernel lets wait, such as while the primary executes itself anew."""
+PAUSE_SECONDS = 1.0
+"""When the next call is taken after one that found no descriptor left."""
 MAX_UNREAD_BYTES = 256 * 1024
 """Progress that a caller has not read; beyond it no more is sent until it has."""
 REQUEST_SECONDS = 10.0
@@ -123,12 +127,25 @@ class ControlServer:
             return
 
     def _readable(self, listening: socket.socket) -> None:
-        try:
-            sock, _ = listening.accept()
-        except OSError as exc:
-            if not isinstance(exc, BlockingIOError | ConnectionAbortedError):
+        for _ in range(MAX_CONNECTIONS):
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as exc:
                 logger.warning("a call to the control socket was not taken: %s", exc.strerror)
-            return
+                # Who waits would wake this process again and again.
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listening)
+                loop.call_later(PAUSE_SECONDS, self._look_again, listening)
+                return
+            self._take(sock)
+
+    def _look_again(self, listening: socket.socket) -> None:
+        if self._accepting and self._sock is listening:
+            asyncio.get_running_loop().add_reader(listening, self._readable, listening)
+
+    def _take(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         uid = _peer_uid(sock)
         if uid not in (0, os.getuid()) or len(self._calls) >= MAX_CONNECTIONS:
@@ -188,7 +205,7 @@ def _bind(path: Path) -> socket.socket:
     umask = os.umask(0o177)
     try:
         sock.bind(str(path))
-        sock.listen(16)
+        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise

@@ -333,6 +333,7 @@ def test_half_headers_cost_nothing_and_end_at_their_deadline() -> None:
     async def main() -> None:
         async with proxied(proxy_protocol="v2", ws_open_timeout=4) as cluster:
             primary = psutil.Process(cluster.pid)
+            await cluster.status()  # libuv opens a spare descriptor with its first stream
             before = len(open_fds(cluster.pid))
             halves = [await Raw.connect(cluster.port, data=BLOCK[: 1 + number % 27]) for number in range(200)]
             async with served(cluster, BLOCK + handshake()) as told:
