@@ -196,13 +196,12 @@ class HandlerServer:
         self.check_idle()
 
     def opened(self, connection: Connection) -> None:
-        """The opening handshake is done: run the handler."""
-        if self._replaced is not None:
-            connection.finish_reading()
-            connection.start_close(*self._replaced)
-            return
+        """The opening handshake is done: run the handler, which hears what the client says until it answers a Close."""
         self.ping_deadlines.add(connection)
         self.spawn(self._target.handler(connection), functools.partial(self._handled, connection))
+        if self._replaced is not None:
+            # After the handler's first step, as if the handshake had been done before the drain.
+            self.loop.call_soon(connection.start_close, *self._replaced)
 
     def _handled(self, connection: Connection, task: asyncio.Task[object]) -> None:
         """The handler has ended: close its connection, with 1011 where it raised."""

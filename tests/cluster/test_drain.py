@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.process_support import close_code, connect_to_slot, in_folder
+from benchmarks.load import CLOSE, masked_frame
+from tests.cluster.process_support import close_code, connect_to_slot, in_folder, printed
 from tests.cluster.raw import Raw
 from tests.cluster.test_reload import APP, HANDLER, PROGRAM, save
 from tests.cluster.test_reload_verb import outcome
@@ -90,6 +91,30 @@ def test_no_connect_fails_while_one_release_follows_the_other(tmp_path: Path, ki
             assert [one for one in seen if "101" not in one] == []
 
     run(main(), timeout=60)
+
+
+def test_what_a_client_says_whose_handshake_ends_within_the_drain_reaches_the_handler(tmp_path: Path) -> None:
+    source = "async def handler(ws):\n    async for message in ws:\n        print('heard', message)\n"
+
+    async def main() -> None:
+        save(tmp_path / "app.py", source)
+        async with Cluster("app:handler", command=in_folder(tmp_path), workers=1) as cluster:
+            raw = await Raw.connect(cluster.port, data=UPGRADE[:60])
+            await cluster.wait_status(lambda status: status["totals"]["connections"] == 1)
+            await cluster.status()  # the worker has read what it was sent before it answers this
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            raw.writer.write(UPGRADE[60:] + masked_frame(b"before I know"))
+            assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            first, length = await raw.reader.readexactly(2)
+            assert first == 0x88
+            assert (await raw.reader.readexactly(length))[:2] == (1012).to_bytes(2, "big")
+            raw.writer.write(masked_frame(b"before I answer") + CLOSE)
+            assert await raw.reader.read() == b""
+            await raw.close()
+            await cluster.wait_output("heard before I answer")
+            assert printed(cluster) == ["heard before I know", "heard before I answer"]
+
+    run(main())
 
 
 def test_the_rate_of_a_drain_spreads_the_closes_and_the_time_bounds_it(tmp_path: Path) -> None:

@@ -406,6 +406,7 @@ def test_after_many_crashes_and_connections_the_primary_holds_what_it_held_befor
             await wait_until(lambda: kinds(cluster.pid) == before, f"again open only {before}")
 
     def kinds(pid: int) -> list[str]:
-        return sorted(re.sub(r"\d+", "", what) for what in open_fds(pid).values())
+        # libuv opens a spare descriptor with its first stream.
+        return sorted(re.sub(r"\d+", "", what) for what in open_fds(pid).values() if what != "/dev/null")
 
     run(main())
