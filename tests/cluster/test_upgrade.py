@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.process_support import cli, close_code, connect_to_slot
+from tests.cluster.process_support import cli, close_code, connect_to_slot, wait_gone
 from tests.support import ROOT, open_fds, run
+from wscluster.gateway.redis_server import remove_stale_folders
 from wscluster.testing import Cluster
 
 SERVED = "tests.cluster.obeying:obey"
@@ -322,5 +323,26 @@ def test_many_upgrades_one_after_the_other_leave_nothing_behind() -> None:
             assert psutil.Process(cluster.pid).memory_info().rss < rss + (8 << 20)
             assert await told(ws, "phase") == "1"
             await ws.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+def test_a_primary_that_is_killed_in_the_middle_leaves_no_process_behind(seconds: float) -> None:
+    async def main() -> None:
+        cluster = Cluster(SERVED, workers=2)
+        await cluster.__aenter__()
+        ws = await connect_to_slot(cluster, 0)
+        assert await told(ws, "join lobby") == "done"
+        children = {child.pid for child in psutil.Process(cluster.pid).children()}
+        cluster.signal(signal.SIGUSR2)
+        await asyncio.sleep(seconds)  # somewhere in the trial, the execve or the time after it
+        children |= {child.pid for child in psutil.Process(cluster.pid).children()}
+        os.kill(cluster.pid, signal.SIGKILL)
+        assert await close_code(ws) == 1006
+        await cluster.wait_exit()
+        await wait_gone(children)
+        await cluster.__aexit__(None, None, None)
+        remove_stale_folders()
 
     run(main())
