@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import collections.abc
 import enum
+import functools
 import types
 import typing
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, NewType, TypeVar
@@ -19,11 +18,23 @@ Fd = NewType("Fd", int)
 
 _LISTS = (list, tuple, set, frozenset, deque)
 _DICTS = (dict, Counter, OrderedDict)
+_PLAIN = frozenset({type(None), bool, int, float, str})
 _T = TypeVar("_T")
+_Decoder = Callable[[Any], Any]
 
 
 class InvalidState(ValueError):
-    """It is not what is wanted: another version has written it; the text says where."""
+    """It is not what is wanted: another version has written it; the text says where.
+
+    Args:
+        fault: What is wrong.
+        path: The fields that lead to it.
+    """
+
+    def __init__(self, fault: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{'.'.join(path)}{fault}")
+        self.fault = fault
+        self.path = path
 
 
 def encode(value: Any) -> Any:
@@ -31,12 +42,13 @@ def encode(value: Any) -> Any:
 
     What has the type `Any` comes back as it is then: no tuple, and no dict.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.value if isinstance(value, enum.Enum) else value
-    if isinstance(value, bytes):
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is bytes:
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, enum.Enum):
-        return encode(value.value)
+        return value.value
     if is_dataclass(value):
         return {one.name: encode(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
@@ -44,8 +56,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(encode, value))
     if isinstance(value, _LISTS):
-        return [encode(one) for one in value]
-    raise TypeError(f"{type(value).__name__} cannot be carried")
+        return [one if type(one) in _PLAIN else encode(one) for one in value]
+    raise TypeError(f"{kind.__name__} cannot be carried")
 
 
 def decode(kind: type[_T], data: Any) -> _T:
@@ -56,7 +68,10 @@ def decode(kind: type[_T], data: Any) -> _T:
     Raises:
         InvalidState: ``data`` does not fit; it has a field that ``kind`` lacks, or a value of another type.
     """
-    return typing.cast("_T", _decode(kind, data, kind.__name__))
+    try:
+        return typing.cast("_T", _decoder(typing.cast("Any", kind))(data))
+    except InvalidState as exc:
+        raise InvalidState(exc.fault, (kind.__name__, *exc.path)) from exc
 
 
 def find_fds(value: Any) -> list[int]:
@@ -64,74 +79,93 @@ def find_fds(value: Any) -> list[int]:
     return list(_find(type(value), value))
 
 
-def _decode(kind: Any, data: Any, where: str) -> Any:
+@cache
+def _decoder(kind: Any) -> _Decoder:
+    """Return what decodes values of ``kind``: it is made once, there may be very many values."""
     if kind is Any:
-        return data
+        return lambda data: data
     if kind is Fd:
         kind = int
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if data is None and type(None) in arguments:
-            return None
         (kind,) = (one for one in arguments if one is not type(None))
-        return _decode(kind, data, where)
-    if origin in (tuple, collections.abc.Sequence):
-        return _decode_tuple(arguments, _expect(list, data, where), where)
+        some = _decoder(kind)
+        return lambda data: None if data is None else some(data)
+    if origin is tuple and arguments[1:] != (Ellipsis,):
+        return functools.partial(_decode_tuple, tuple(map(_decoder, arguments)))
     if origin in _LISTS:
-        return origin(_decode(arguments[0], one, where) for one in _expect(list, data, where))
+        return functools.partial(_decode_list, origin, _decoder(arguments[0]))
     if origin in _DICTS:
         values = arguments[1] if len(arguments) > 1 else int
-        pairs = [_decode_tuple((arguments[0], values), pair, where) for pair in _expect(list, data, where)]
-        return origin(dict(pairs))
+        return functools.partial(_decode_dict, origin, _decoder(arguments[0]), _decoder(values))
     if is_dataclass(origin):
-        return _decode_fields(origin, _expect(dict, data, where), where)
-    return _decode_one(origin, data, where)
+        return functools.partial(_decode_fields, origin)
+    if issubclass(origin, enum.Enum):
+        return functools.partial(_decode_enum, origin)
+    return _decode_bytes if origin is bytes else functools.partial(_expect, origin)
 
 
-def _decode_one(kind: Any, data: Any, where: str) -> Any:
+def _decode_list(kind: Any, one: _Decoder, data: Any) -> Any:
+    return kind(map(one, _expect(list, data)))
+
+
+def _decode_tuple(ones: tuple[_Decoder, ...], data: Any) -> tuple[Any, ...]:
+    values = _expect(list, data)
+    if len(values) != len(ones):
+        raise InvalidState(f": {len(values)} values, {len(ones)} are wanted")
+    return tuple(one(value) for one, value in zip(ones, values, strict=True))
+
+
+def _decode_dict(kind: Any, key: _Decoder, value: _Decoder, data: Any) -> Any:
+    pairs = _expect(list, data)
+    for pair in pairs:
+        if type(pair) is not list or len(pair) != 2:
+            raise InvalidState(": pairs are wanted")
+    return kind({key(first): value(second) for first, second in pairs})
+
+
+def _decode_bytes(data: Any) -> bytes:
+    text = _expect(str, data)
     try:
-        if kind is bytes:
-            return base64.b64decode(_expect(str, data, where), validate=True)
-        if issubclass(kind, enum.Enum):
-            return kind(data)
-    except (ValueError, binascii.Error) as exc:
-        raise InvalidState(f"{where}: {exc}") from exc
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    return _expect(kind, data, where)
+        return base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        raise InvalidState(f": {exc}") from exc
 
 
-def _decode_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
-    values = _expect(list, data, where)
-    if len(arguments) == 1 or arguments[1:] == (Ellipsis,):
-        return tuple(_decode(arguments[0], one, where) for one in values)
-    if len(values) != len(arguments):
-        raise InvalidState(f"{where}: {len(values)} values, {len(arguments)} are wanted")
-    return tuple(_decode(one, value, where) for one, value in zip(arguments, values, strict=True))
+def _decode_enum(kind: Any, data: Any) -> Any:
+    try:
+        return kind(data)
+    except ValueError as exc:
+        raise InvalidState(f": {exc}") from exc
 
 
-def _decode_fields(kind: Any, data: dict[str, Any], where: str) -> Any:
+def _decode_fields(kind: Any, data: Any) -> Any:
     known = {one.name: one for one in fields(kind)}
-    if unknown := sorted(data.keys() - known.keys()):
-        raise InvalidState(f"{where} has {', '.join(unknown)}, which this version does not know")
+    if unknown := sorted(_expect(dict, data).keys() - known.keys()):
+        raise InvalidState(f" has {', '.join(unknown)}, which this version does not know")
     value = object.__new__(kind)
     for name, one in known.items():
         if name in data:
-            found = _decode(_hints(kind)[name], data[name], f"{where}.{name}")
+            try:
+                found = _decoder(_hints(kind)[name])(data[name])
+            except InvalidState as exc:
+                raise InvalidState(exc.fault, (name, *exc.path)) from exc
         elif one.default is not MISSING:
             found = one.default
         elif one.default_factory is not MISSING:
             found = one.default_factory()
         else:
-            raise InvalidState(f"{where} lacks {name}")
+            raise InvalidState(f" lacks {name}")
         object.__setattr__(value, name, found)
     return value
 
 
-def _expect(kind: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise InvalidState(f"{where}: {type(data).__name__} instead of {kind.__name__}")
-    return data
+def _expect(kind: Any, data: Any) -> Any:
+    if type(data) is kind:
+        return data
+    if kind is float and type(data) is int:
+        return float(data)
+    raise InvalidState(f": {type(data).__name__} instead of {kind.__name__}")
 
 
 def _find(kind: Any, value: Any) -> Iterator[int]:

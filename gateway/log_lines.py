@@ -190,17 +190,23 @@ class Ring:
         self.next += 1
         self.on_line()
 
-    def carry(self) -> list[tuple[float, Origin | None, str, str]]:
-        """Return the lines, for the ring of the next process."""
-        return [(line.at, line.origin, line.stream, line.text) for line in self._lines]
+    def carry(self) -> str:
+        """Return the lines as JSON, for the ring of the next process; thousands of them are quickly written so."""
+        return json.dumps([
+            (line.at, None if (by := line.origin) is None else (by.worker, by.slot, by.phase), line.stream, line.text)
+            for line in self._lines
+        ])  # fmt: skip
 
-    def resume(self, lines: list[tuple[float, Origin | None, str, str]], following: int) -> None:
+    def resume(self, lines: str, following: int) -> None:
         """Keep the lines of the process before too; ``following`` is the number that was to come."""
         later = list(self._lines)
+        earlier = [
+            Line(at, None if by is None else Origin(*by), stream, text) for at, by, stream, text in json.loads(lines)
+        ]
         self._lines.clear()
         self._chars = 0
-        self.next = following - len(lines)
-        for line in (*(Line(*one) for one in lines), *later):
+        self.next = following - len(earlier)
+        for line in (*earlier, *later):
             self.add(line)
 
     def slots(self) -> set[int]:

@@ -136,12 +136,12 @@ class PipeState:
 
 @dataclass(slots=True)
 class OutputState:
-    """The log: its file, what is not written yet, and what is kept."""
+    """The log: its file, what is not written yet, and what is kept, as `Ring.carry` writes it."""
 
     file: Fd | None
     waiting: dict[str, list[bytes]]
     pipes: list[PipeState]
-    kept: list[tuple[float, Origin | None, str, str]]
+    kept: str
     next: int
 
 

@@ -68,7 +68,7 @@ def take_handed() -> Handed | None:
         if state.protocol != PROTOCOL:
             raise InvalidState(f"its workers speak version {state.protocol} of the link, this code speaks {PROTOCOL}")
         handed = Handed(state, from_json(state.config))
-    except (ValueError, OSError, TypeError, KeyError) as exc:
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as exc:
         raise StartError(f"cannot go on with the state of the running primary: {exc}") from exc
     make_context(handed.config.tls)
     if what == "try":
@@ -198,13 +198,13 @@ class Upgrade:
             sys.stdout.flush()
             sys.stderr.flush()
             os.execve(sys.executable, _command(), environment)
-        except OSError as exc:
+        except (OSError, ValueError, TypeError) as exc:
             for fd in fds:
                 with contextlib.suppress(OSError):  # the one that is not open may be what was wrong
                     os.set_inheritable(fd, False)
             os.close(memfd)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            return f"{sys.executable} cannot be executed with all that is open: {exc.strerror}"
+            return f"{sys.executable} cannot be executed with all that is open: {exc}"
 
 
 def _start_trial(memfd: int, said: int) -> Child:

@@ -120,6 +120,8 @@ def test_what_an_older_version_did_not_know_has_its_default() -> None:
         ("inner", {"fd": 1, "nome": ""}, "Everything.inner has nome, which this version does not know"),
         ("inner", {"name": ""}, "Everything.inner lacks fd"),
         ("table", [[["a"], {}]], "Everything.table: 1 values, 2 are wanted"),
+        ("table", [[1]], "Everything.table: pairs are wanted"),
+        ("several", [{"fd": "x"}], "Everything.several.fd: str instead of int"),
         ("maybe", 3, "Everything.maybe: int instead of str"),
     ],
 )
@@ -178,7 +180,7 @@ def state() -> State:
         helper=HelperState(child, Fd(26), [b"x"], 0), events=[b"e"],
         output=OutputState(
             Fd(27), {"stderr": [b"x"]}, [PipeState(Fd(28), Origin(1, 0, 1), "stdout", b"", False)],
-            [(1.0, None, "log", "x")], 5,
+            "[]", 5,
         ),
         control=ControlState(Fd(29), (1, 2)), metrics=Fd(30), ready_fd=Fd(31), last_poll=3, last_inquiry=4,
     )  # fmt: skip
