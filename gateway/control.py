@@ -16,12 +16,12 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from wscluster.control_paths import UnsafeFolder, default_path, make_folder
 from wscluster.errors import StartError
 from wscluster.gateway.carried import Fd
-from wscluster.gateway.state import ControlState
+from wscluster.gateway.state import CallState, ControlState
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
@@ -64,6 +64,8 @@ class ControlServer:
         self._sock: socket.socket | None = None
         self._accepting = False
         self._calls: set[asyncio.Task[None]] = set()
+        self._parking = asyncio.Event()
+        self._parked: dict[asyncio.StreamWriter, bytes] = {}
         self._inode: tuple[int, int] | None = None
 
     async def start(self, state: ControlState | None = None) -> None:
@@ -74,6 +76,8 @@ class ControlServer:
         """
         if state is not None:
             self._sock, self._inode = socket.socket(fileno=state.fd), state.identity
+            for call in state.calls:
+                self._begin(socket.socket(fileno=call.fd), call.said)
         else:
             try:
                 if self._private:
@@ -91,13 +95,29 @@ class ControlServer:
         """Return what the next process needs to serve here."""
         assert self._sock is not None
         assert self._inode is not None
-        return ControlState(Fd(self._sock.fileno()), self._inode)
+        calls = [CallState(Fd(writer.get_extra_info("socket").fileno()), said) for writer, said in self._parked.items()]
+        return ControlState(Fd(self._sock.fileno()), self._inode, calls)
 
-    async def pause(self) -> None:
-        """Take no more calls, and let those under way be answered; who has not asked anything by then is hung up on.
+    async def park(self) -> None:
+        """Take no more calls, and let those under way be answered; who has not asked anything waits.
 
-        Who calls meanwhile waits in the kernel's queue, until `go_on` or for the next process.
+        So does who calls meanwhile, in the kernel's queue: until `go_on`, which hangs up on the former, or for the next
+        process, which has them all.
         """
+        self._parking.set()
+        await self._end_calls()
+
+    def go_on(self) -> None:
+        """Take calls again."""
+        self._parking.clear()
+        for writer in self._parked:
+            writer.close()
+        self._parked.clear()
+        if self._sock is not None and not self._accepting:
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self._sock, self._readable, self._sock)
+
+    async def _end_calls(self) -> None:
         if self._sock is not None and self._accepting:
             self._accepting = False
             asyncio.get_running_loop().remove_reader(self._sock)
@@ -106,17 +126,11 @@ class ControlServer:
             for call in late:
                 call.cancel()
 
-    def go_on(self) -> None:
-        """Take calls again."""
-        if self._sock is not None and not self._accepting:
-            self._accepting = True
-            asyncio.get_running_loop().add_reader(self._sock, self._readable, self._sock)
-
     async def close(self) -> None:
         """Let the calls that are under way be answered, then remove the socket."""
         if self._sock is None:
             return
-        await self.pause()
+        await self._end_calls()
         self._sock.close()
         self._sock = None
         try:
@@ -152,21 +166,55 @@ class ControlServer:
             logger.warning("a call to the control socket was refused: user %d, %d calls", uid, len(self._calls))
             sock.close()
             return
-        call = asyncio.get_running_loop().create_task(self._serve(sock))
+        self._begin(sock)
+
+    def _begin(self, sock: socket.socket, said: bytes = b"") -> None:
+        call = asyncio.get_running_loop().create_task(self._serve(sock, said))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _serve(self, sock: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_BYTES)
+    async def _serve(self, sock: socket.socket, said: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=MAX_LINE_BYTES, loop=loop)
+        reader.feed_data(said)  # before the socket is read
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            while self._accepting and (line := await _read_line(reader)):
+            while line := await self._read_line(reader, writer):
                 writer.write(_line(await self._answer(line, writer)))
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
             # ValueError: a line longer than the limit.
             logger.debug("a call to the control socket ended: %s", exc)
         finally:
-            writer.close()
+            if writer not in self._parked:
+                writer.close()
+
+    async def _read_line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Return the next request; empty at the end, of a caller who takes too long for one, and who is parked."""
+        if not self._accepting and not self._parking.is_set():
+            return b""
+        reading, parking = asyncio.ensure_future(reader.readline()), asyncio.ensure_future(self._parking.wait())
+        try:
+            await asyncio.wait([reading, parking], timeout=REQUEST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+            if self._parking.is_set() and not writer.transport.is_closing():
+                await self._park(reader, writer, reading)
+            return b""
+        finally:
+            reading.cancel()
+            parking.cancel()
+
+    async def _park(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reading: asyncio.Future[bytes]
+    ) -> None:
+        cast("asyncio.ReadTransport", writer.transport).pause_reading()
+        reading.cancel()
+        await asyncio.wait([reading])
+        reader.feed_eof()  # what it has is then all that there is
+        self._parked[writer] = await reader.read()
 
     async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
         def tell(progress: dict[str, Any]) -> bool:
@@ -182,15 +230,6 @@ class ControlServer:
             return {"ok": True, "result": await self._handle(request, tell)}
         except (InvalidRequest, ValueError, RecursionError) as exc:
             return {"ok": False, "error": str(exc)}
-
-
-async def _read_line(reader: asyncio.StreamReader) -> bytes:
-    """Return the next request; empty at the end, and of a caller who takes too long for one."""
-    try:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            return await reader.readline()
-    except TimeoutError:
-        return b""
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -146,11 +146,20 @@ class OutputState:
 
 
 @dataclass(slots=True)
+class CallState:
+    """A caller of the control socket, who has ``said`` part of a request."""
+
+    fd: Fd
+    said: bytes
+
+
+@dataclass(slots=True)
 class ControlState:
     """The control socket; ``identity`` is that of its file."""
 
     fd: Fd
     identity: tuple[int, int]
+    calls: list[CallState]
 
 
 @dataclass(slots=True)

@@ -160,7 +160,7 @@ class Upgrade:
                 self._stepped.clear()
                 await self._stepped.wait()
             primary.pages.release()
-            await primary.control.pause()
+            await primary.control.park()
             if primary.metrics is not None:
                 await primary.metrics.pause()
             reason = self._not_any_more()

@@ -299,7 +299,7 @@ def test_garbage_is_answered_by_an_error_and_hurts_nobody() -> None:
             await cluster.wait_status(lambda status: len(open_fds(cluster.pid)) <= before + 1)
             with pytest.raises(ControlError, match=r"refused: this primary .* knows no such request"):
                 await asyncio.to_thread(ask, path, "reboot")
-            assert not [line for line in cluster.output if "Traceback" in line]
+            assert not [line for line in cluster.output if "Traceback" in line], "\n".join(cluster.output)
 
     run(main())
 
@@ -354,7 +354,7 @@ def test_callers_that_leave_at_once_or_never_read_keep_nothing_from_ending() -> 
                 assert psutil.Process(cluster.pid).memory_info().rss < 200_000_000
                 assert await cluster.stop() == 0
             assert await close_code(ws) == 1001
-            assert not [line for line in cluster.output if "Traceback" in line]
+            assert not [line for line in cluster.output if "Traceback" in line], "\n".join(cluster.output)
 
     run(main())
 

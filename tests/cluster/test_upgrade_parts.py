@@ -215,3 +215,21 @@ def test_tls_goes_on(tmp_path: Path) -> None:
                 assert await ws.recv() == "0"
 
     run(main())
+
+
+def test_callers_of_the_control_socket_go_on_in_the_middle_of_a_request() -> None:
+    async def main() -> None:
+        async with Cluster(SERVED, workers=1) as cluster:
+            calls = [await asyncio.open_unix_connection(str(cluster.control_socket)) for _ in range(3)]
+            for (_, writer), half in zip(calls, (b"", b'{"verb": "sta', b'{"verb": "status"}'), strict=True):
+                writer.write(half)
+            await cluster.status()  # what was said before this was heard
+            await upgrade(cluster)
+            for (reader, writer), half in zip(calls, (b'{"verb": "status"}\n', b'tus"}\n', b"\n"), strict=True):
+                writer.write(half)
+                assert json.loads(await reader.readline())["result"]["primary"]["pid"] == cluster.pid
+                writer.write(b"garbage\n")
+                assert not json.loads(await reader.readline())["ok"]
+                writer.close()
+
+    run(main())

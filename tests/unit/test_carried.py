@@ -20,6 +20,7 @@ from wscluster.gateway.state import (
     AdmissionState,
     AskedState,
     BusState,
+    CallState,
     ChildState,
     ControlState,
     HelperState,
@@ -182,7 +183,8 @@ def state() -> State:
             Fd(27), {"stderr": [b"x"]}, [PipeState(Fd(28), Origin(1, 0, 1), "stdout", b"", False)],
             "[]", 5,
         ),
-        control=ControlState(Fd(29), (1, 2)), metrics=Fd(30), ready_fd=Fd(31), last_poll=3, last_inquiry=4,
+        control=ControlState(Fd(29), (1, 2), [CallState(Fd(32), b"{")]),
+        metrics=Fd(30), ready_fd=Fd(31), last_poll=3, last_inquiry=4,
     )  # fmt: skip
 
 
@@ -190,7 +192,7 @@ def test_a_whole_primary_is_written_down_and_every_descriptor_is_found() -> None
     value = state()
     back = carried(State, value)
     assert back == value
-    assert set(find_fds(back)) == set(range(20, 32))
+    assert set(find_fds(back)) == set(range(20, 33))
     assert back.fleet.slots == value.fleet.slots
 
 
