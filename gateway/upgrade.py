@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wscluster.config import Config, from_json
@@ -36,6 +37,8 @@ SIGNALS = frozenset({
     signal.SIGUSR2,
 })  # fmt: skip
 """They wait, blocked, until the next process has handlers for them."""
+HEARD_TURNS = 4
+"""Of the loop: it reads the number of a signal in one, and calls its handler in the next."""
 MAX_REASON_CHARS = 500
 STANDARD = (0, 1, 2)
 """Every process has them."""
@@ -163,9 +166,13 @@ class Upgrade:
             await primary.control.park()
             if primary.metrics is not None:
                 await primary.metrics.pause()
-            reason = self._not_any_more()
-            if not reason and not self._busy():
-                reason = self._replace()
+            with _signals_blocked():
+                # Those that have come before are in the loop, and would end there: they are heard first.
+                for _ in range(HEARD_TURNS):
+                    await asyncio.sleep(0)
+                reason = self._not_any_more()
+                if not reason and not self._busy():
+                    reason = self._replace()
             primary.control.go_on()
             if primary.metrics is not None and not primary.finished:
                 await primary.metrics.start()
@@ -191,7 +198,6 @@ class Upgrade:
         fds = [fd for fd in find_fds(state) if fd not in STANDARD]
         memfd = _write(state)
         environment = dict(os.environ) | primary.notifier.environment | {VARIABLE: f"go:{memfd}"}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for fd in (*fds, memfd):
                 os.set_inheritable(fd, True)
@@ -203,8 +209,17 @@ class Upgrade:
                 with contextlib.suppress(OSError):  # the one that is not open may be what was wrong
                     os.set_inheritable(fd, False)
             os.close(memfd)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return f"{sys.executable} cannot be executed with all that is open: {exc}"
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Let signals wait, for the end of this or for the next process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_trial(memfd: int, said: int) -> Child:

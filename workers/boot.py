@@ -201,8 +201,8 @@ def run(link_fd: int) -> int:
         return Program(sock, start, config).run()
     signal.signal(signal.SIGINT, _ignore_signal)
     signal.signal(signal.SIGTERM, _ignore_signal)
-    # The primary had them blocked when it started this process.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    # The primary had these blocked when it started this process, and more of them in the middle of an upgrade.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return _run_target(sock, start, config)
 
 

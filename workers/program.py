@@ -76,8 +76,8 @@ class Program:
         """
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # The primary had them blocked when it started this process.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        # The primary had these blocked when it started this process, and more of them in the middle of an upgrade.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         context.enter(self)
         os.register_at_fork(after_in_child=self._leave_child)
         feed_loops(self)

@@ -346,3 +346,29 @@ def test_a_primary_that_is_killed_in_the_middle_leaves_no_process_behind(seconds
         remove_stale_folders()
 
     run(main())
+
+
+def test_no_signal_is_lost_whenever_it_comes(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "log"
+        async with Cluster(SERVED, workers=1, log_file=str(path)) as cluster:
+            ws = await connect_to_slot(cluster, 0)
+            assert await told(ws, "print 500000") == "done"  # what there is much of takes a while to hand over
+            loop = asyncio.get_running_loop()
+            trial = 0.0
+            for count in range(1, 27):
+                if count > 1:
+                    path.rename(tmp_path / "old")
+                begin = loop.time()
+                cluster.signal(signal.SIGUSR2)
+                # About the moment in which the one process becomes the other: it is known from the time before.
+                await asyncio.sleep(trial + (count - 16) * 0.0015)
+                cluster.signal(signal.SIGUSR1)
+                event = await cluster.wait_event("upgraded", count=count)
+                trial = loop.time() - begin - event["pause_seconds"]
+                async with asyncio.timeout(5):
+                    while not path.exists():  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+            await ws.close()
+
+    run(main())

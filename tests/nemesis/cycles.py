@@ -1,8 +1,9 @@
 """``python -m tests.nemesis.cycles --cycles 100``: what clusters leave that start and end, half by kill -9.
 
 Each cluster uses rooms, so that it has a private Valkey, and its control socket is in the default folder; a client is
-connected when it ends. Looked for are processes that outlive it, zombies, Unix sockets, and files in its temporary
-folder and in the folder of control sockets.
+connected when it ends, and every other primary is then in the middle of an upgrade, or has just been through one.
+Looked for are processes that outlive it, zombies, Unix sockets, and files in its temporary folder and in the folder of
+control sockets.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ async def wait_none(mark: str) -> list[str]:
     return []
 
 
-async def cycle(folder: Path, mark: str, *, kill: bool, early: bool) -> list[str]:
-    """Start one cluster, use it, end it; returns what is left of its processes, and what it did wrong."""
+async def cycle(folder: Path, mark: str, *, kill: bool, early: bool, upgrade: float | None = None) -> list[str]:
+    """Start one cluster, use it, end it; returns what is left of its processes, and what it did wrong.
+
+    Args:
+        upgrade: So many seconds before its end it is asked to upgrade.
+    """
     env = {MARK: mark, "TMPDIR": str(folder / "tmp"), "XDG_RUNTIME_DIR": str(folder / "run")}
     cluster = Cluster(TARGET, workers=2, env=env, log_level="error", control_socket=None)
     await cluster.start()
@@ -71,6 +76,9 @@ async def cycle(folder: Path, mark: str, *, kill: bool, early: bool) -> list[str
             await cluster.wait_event("ready")
             async with cluster.connect() as ws:
                 assert await ws.recv() == "joined"
+                if upgrade is not None:
+                    cluster.signal(signal.SIGUSR2)
+                    await asyncio.sleep(upgrade)
                 zombies = [child.pid for child in psutil.Process(cluster.pid).children() if child.status() == "zombie"]
                 await _end(cluster, kill)
                 return [f"zombies while it ran: {zombies}"] * bool(zombies) + await wait_none(mark)
@@ -106,9 +114,11 @@ async def cycles(folder: Path, count: int, seed: int) -> list[str]:
         last = number == count - 1
         kill = number % 2 == 0 and not last
         early = chance.random() < 0.25 and not last
+        upgrade = chance.random() if number // 2 % 2 and not early else None
         mark = uuid.uuid4().hex
         how = f"cycle {number}, {'killed' if kill else 'stopped'}{' while it started' if early else ''}"
-        found += [f"{how}: {what}" for what in await cycle(folder, mark, kill=kill, early=early)]
+        how += f", {upgrade:.2f} s after USR2" if upgrade is not None else ""
+        found += [f"{how}: {what}" for what in await cycle(folder, mark, kill=kill, early=early, upgrade=upgrade)]
     return found + [f"left at the end: {what}" for what in left_in(folder)]
 
 
