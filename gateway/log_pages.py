@@ -22,13 +22,13 @@ class LogPages:
     def __init__(self, ring: Ring, finished: asyncio.Future[int]) -> None:
         self._ring = ring
         self._finished = finished
-        self._released = False
+        self._hurried = False
         self._news: asyncio.Future[None] | None = None
         ring.on_line = self._line_came
 
-    def release(self) -> None:
-        """Give whoever waits for more an empty page: they ask again."""
-        self._released = True
+    def hurry(self, *, on: bool) -> None:
+        """Give whoever waits for more an empty page, and let nobody wait, while it is ``on``: they ask again."""
+        self._hurried = on
         self._line_came()
 
     async def page(self, request: Request, slots: int) -> dict[str, Any]:
@@ -45,13 +45,12 @@ class LogPages:
         slot, after, last = (_number(request, name) for name in ("slot", "after", "last"))
         if slot is not None and slot >= slots and slot not in self._ring.slots():
             raise InvalidRequest(f"there is no slot {slot}: there are slots 0 to {slots - 1}")
-        self._released = False
         loop = asyncio.get_running_loop()
         until = loop.time() + WAIT_SECONDS
         while True:
             page = self._ring.page(after, slot, last)
             done = self._finished.done()
-            waits = request.get("wait") and loop.time() < until and not self._released
+            waits = request.get("wait") and loop.time() < until and not self._hurried
             if page["lines"] or page["lost"] or done or not waits:
                 return {**page, "ended": done}
             # What came before was looked at: of a busy log that is of other slots, it is not looked at again.

@@ -27,10 +27,9 @@ from wscluster.gateway.primary import Primary
 from wscluster.gateway.state import State
 from wscluster.gateway.takeover import carry
 from wscluster.packets import PROTOCOL
+from wscluster.sources import STATE_VARIABLE
 from wscluster.tls import make_context
 
-VARIABLE = "_WSCLUSTER_STATE"
-"""Tells the next process what to do, and the descriptor of the state: ``try:7`` or ``go:7``."""
 TRIAL_SECONDS = 30.0
 SIGNALS = frozenset({
     signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1,
@@ -61,7 +60,7 @@ def take_handed() -> Handed | None:
     Raises:
         StartError: It cannot be gone on with; the text says why.
     """
-    what, _, number = os.environ.pop(VARIABLE, "").partition(":")
+    what, _, number = os.environ.pop(STATE_VARIABLE, "").partition(":")
     if not what:
         return None
     try:
@@ -162,7 +161,7 @@ class Upgrade:
                     told = busy
                 self._stepped.clear()
                 await self._stepped.wait()
-            primary.pages.release()
+            primary.pages.hurry(on=True)
             await primary.control.park()
             if primary.metrics is not None:
                 await primary.metrics.pause()
@@ -173,6 +172,7 @@ class Upgrade:
                 reason = self._not_any_more()
                 if not reason and not self._busy():
                     reason = self._replace()
+            primary.pages.hurry(on=False)
             primary.control.go_on()
             if primary.metrics is not None and not primary.finished:
                 await primary.metrics.start()
@@ -197,7 +197,7 @@ class Upgrade:
         state = carry(primary)
         fds = [fd for fd in find_fds(state) if fd not in STANDARD]
         memfd = _write(state)
-        environment = dict(os.environ) | primary.notifier.environment | {VARIABLE: f"go:{memfd}"}
+        environment = dict(os.environ) | primary.notifier.environment | {STATE_VARIABLE: f"go:{memfd}"}
         try:
             for fd in (*fds, memfd):
                 os.set_inheritable(fd, True)
@@ -224,7 +224,7 @@ def _signals_blocked() -> Iterator[None]:
 
 def _start_trial(memfd: int, said: int) -> Child:
     popen = subprocess.Popen(
-        _command(), env=dict(os.environ) | {VARIABLE: f"try:{memfd}"}, pass_fds=[memfd],
+        _command(), env=dict(os.environ) | {STATE_VARIABLE: f"try:{memfd}"}, pass_fds=[memfd],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
     )  # fmt: skip
     return Child.of(popen)

@@ -16,7 +16,7 @@ from typing import Any
 from wscluster.config import knows, option_fields
 from wscluster.errors import ExitCode, StartError
 from wscluster.settings import SettingsSource
-from wscluster.sources import argument_values
+from wscluster.sources import STATE_VARIABLE, argument_values
 
 
 def run_primary(source: SettingsSource) -> int:
@@ -27,7 +27,7 @@ def run_primary(source: SettingsSource) -> int:
         StartError: It could not start; ``exit_code`` is 4 where the file of a program is not there.
     """
     # A process that goes on for another one has its configuration from there; what the files say now is not asked.
-    config = None if os.environ.get("_WSCLUSTER_STATE", "").startswith("go:") else source.read_config()
+    config = None if os.environ.get(STATE_VARIABLE, "").startswith("go:") else source.read_config()
     if config is not None and config.run and config.run[0] != "-m":
         _look_at_program(config.run[0])
 

@@ -16,6 +16,11 @@ from wscluster.handshake_options import handshake_faults, is_path
 from wscluster.networks import parse_network
 from wscluster.options import hide_secrets, is_list, parse_value, take_value
 
+STATE_VARIABLE = "_WSCLUSTER_STATE"
+"""No value of a configuration: tells a process to go on for another primary, and the descriptor of what that has left.
+
+``go:7`` has the configuration there too; ``try:7`` only reads it.
+"""
 MAX_SHOWN = 120
 """Characters of a wrong value that a fault shows."""
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.process_support import cli, close_code, connect_to_slot, wait_gone
+from tests.cluster.process_support import cli, close_code, connect_to_slot
 from tests.support import ROOT, open_fds, run
-from wscluster.gateway.redis_server import remove_stale_folders
 from wscluster.testing import Cluster
 
 SERVED = "tests.cluster.obeying:obey"
@@ -282,33 +280,6 @@ def test_an_upgrade_waits_for_a_reload_that_is_under_way(tmp_path: Path) -> None
     run(main())
 
 
-def test_a_python_that_cannot_be_executed_any_more_leaves_the_running_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        link = tmp_path / "python"
-        link.symlink_to(sys.executable)
-        code = f"import sys; sys.path[:0] = {sys.path!r}; from wscluster.cli import main; sys.exit(main())"
-        env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
-        async with Cluster(SERVED, workers=1, command=(str(link), "-c", code), env=env) as cluster:
-            ws = await connect_to_slot(cluster, 0)
-            link.unlink()
-            cluster.signal(signal.SIGUSR2)
-            event = await cluster.wait_event("upgrade_failed")
-            assert "cannot be tried: No such file or directory" in event["reason"]
-            assert await told(ws, "phase") == "1"
-            await ws.close()
-
-    run(main())
-
-
-def test_a_variable_that_somebody_set_is_refused(tmp_path: Path) -> None:
-    for text in ("go:0", "try:99", "go:x", "nonsense"):
-        env = {"PYTHONPATH": str(ROOT), "_WSCLUSTER_STATE": text}
-        done = cli("serve", SERVED, "--port", "0", folder=tmp_path, env=env)
-        assert done.returncode == 3, done.stderr
-        assert done.stderr.startswith("wscluster: cannot go on with the state of the running primary: ")
-        assert done.stderr.count("\n") == 1
-
-
 def test_many_upgrades_one_after_the_other_leave_nothing_behind() -> None:
     async def main() -> None:
         async with Cluster(SERVED, workers=2, limit_connections_per_ip=100) as cluster:
@@ -323,27 +294,6 @@ def test_many_upgrades_one_after_the_other_leave_nothing_behind() -> None:
             assert psutil.Process(cluster.pid).memory_info().rss < rss + (8 << 20)
             assert await told(ws, "phase") == "1"
             await ws.close()
-
-    run(main())
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
-def test_a_primary_that_is_killed_in_the_middle_leaves_no_process_behind(seconds: float) -> None:
-    async def main() -> None:
-        cluster = Cluster(SERVED, workers=2)
-        await cluster.__aenter__()
-        ws = await connect_to_slot(cluster, 0)
-        assert await told(ws, "join lobby") == "done"
-        children = {child.pid for child in psutil.Process(cluster.pid).children()}
-        cluster.signal(signal.SIGUSR2)
-        await asyncio.sleep(seconds)  # somewhere in the trial, the execve or the time after it
-        children |= {child.pid for child in psutil.Process(cluster.pid).children()}
-        os.kill(cluster.pid, signal.SIGKILL)
-        assert await close_code(ws) == 1006
-        await cluster.wait_exit()
-        await wait_gone(children)
-        await cluster.__aexit__(None, None, None)
-        remove_stale_folders()
 
     run(main())
 
