@@ -36,6 +36,23 @@ def kinds_of_fds(pid: int) -> Counter[str]:
     return Counter(re.sub(r"\d+", "N", what) for what in open_fds(pid).values())
 
 
+async def fds_at_rest(cluster: Cluster) -> Counter[str]:
+    """The kinds of the primary's descriptors, once it has opened what it opens later and let go of every caller."""
+    await cluster.status()  # libuv opens a spare descriptor with its first stream
+    listens, connected = "01", "03"
+    async with asyncio.timeout(5):
+        while connected in (states := states_of_unix_sockets(str(cluster.control_socket))):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert states == [listens]
+    return kinds_of_fds(cluster.pid)
+
+
+def states_of_unix_sockets(path: str) -> list[str]:
+    """What /proc/net/unix has in its column St for each socket of a path."""
+    rows = [row.split() for row in Path("/proc/net/unix").read_text().splitlines()]
+    return [row[5] for row in rows if row[-1] == path]
+
+
 async def has_fds(pid: int, wanted: Counter[str]) -> None:
     """Wait until the process has these descriptors: the end of a call to the control socket is noticed in a moment."""
     try:
@@ -77,7 +94,7 @@ def test_pid_workers_connections_descriptors_and_counters_stay_and_no_connect_fa
             clients = [await connect_to_slot(cluster, slot) for slot in (0, 1)]
             assert await told(clients[0], "join lobby") == "done"  # the private Valkey runs
             before = await cluster.status()
-            fds, pids = kinds_of_fds(cluster.pid), cluster.worker_pids()
+            fds, pids = await fds_at_rest(cluster), cluster.worker_pids()
             children = {child.pid for child in psutil.Process(cluster.pid).children()}
             async with connecting(cluster) as failed:
                 for count in (1, 2, 3):
@@ -155,8 +172,7 @@ def test_the_new_code_takes_over_and_broken_code_never_does(tmp_path: Path) -> N
             ws = await connect_to_slot(cluster, 0)
             broken = tmp_path / "wscluster" / "gateway" / "fleet.py"
             good = broken.read_text()
-            await cluster.status()  # libuv opens a spare descriptor with its first stream
-            before = kinds_of_fds(cluster.pid)
+            before = await fds_at_rest(cluster)
             for count, (text, said) in enumerate(
                 [
                     (good + "\nclass Half(", "SyntaxError: '(' was never closed"),
@@ -285,8 +301,7 @@ def test_many_upgrades_one_after_the_other_leave_nothing_behind() -> None:
         async with Cluster(SERVED, workers=2, limit_connections_per_ip=100) as cluster:
             ws = await connect_to_slot(cluster, 0)
             await upgrade(cluster)
-            await cluster.status()
-            fds, rss = kinds_of_fds(cluster.pid), psutil.Process(cluster.pid).memory_info().rss
+            fds, rss = await fds_at_rest(cluster), psutil.Process(cluster.pid).memory_info().rss
             for count in range(2, 8):
                 await upgrade(cluster, count)
             await cluster.status()

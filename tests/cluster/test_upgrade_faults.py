@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.cluster.process_support import cli, close_code, connect_to_slot, wait_gone
-from tests.cluster.test_upgrade import SERVED, copy_release, has_fds, kinds_of_fds, told, upgrade
+from tests.cluster.test_upgrade import SERVED, copy_release, fds_at_rest, has_fds, told, upgrade
 from tests.support import ROOT, run
 from wscluster.gateway.redis_server import remove_stale_folders
 from wscluster.sources import STATE_VARIABLE
@@ -27,8 +27,7 @@ def test_a_python_that_cannot_be_executed_any_more_leaves_the_running_one(tmp_pa
         env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
         async with Cluster(SERVED, workers=1, command=(str(link), "-c", code), env=env) as cluster:
             ws = await connect_to_slot(cluster, 0)
-            await cluster.status()
-            before = kinds_of_fds(cluster.pid)
+            before = await fds_at_rest(cluster)
             if when == "before the trial":
                 link.unlink()
             cluster.signal(signal.SIGUSR2)
