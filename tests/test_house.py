@@ -33,7 +33,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOORS = {
     "redis": "wscluster/broker.py",
     "xxhash": "gateway/placement.py",
-    "uvicorn": "workers/asgi.py",
+    "uvicorn": "workers/asgi_uvicorn.py",
     "uvloop": "wscluster/loops.py",
     "ssl": "wscluster/tls.py",
     "click": "wscluster/cli.py",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from wscluster.asgi_options import parse_header
-from wscluster.config import Config, counts_open, value_for
+from wscluster.config import counts_open
 from wscluster.errors import ExitCode
 from wscluster.packets import BootFailed
+from wscluster.workers.asgi_uvicorn import SERVICE_RESTART, Leaving, Server, configure
 from wscluster.workers.endings import Endings
 from wscluster.workers.fed_server import FedServer, FedSocket
 from wscluster.workers.giving_back import GivingBack
@@ -23,8 +20,6 @@ from wscluster.workers.service import Figures
 from wscluster.workers.worker import WorkerFailed
 
 if TYPE_CHECKING:
-    import socket
-
     from wscluster.packets import Offered
     from wscluster.tls import Context
     from wscluster.workers.asgi_log import AsgiLog
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
 
 OVERTIME_SECONDS = 0.9
 """What the app's lifespan gets after the graceful timeout, where requests have used all of it."""
-SERVICE_RESTART = 1012
 FIRST_REQUEST_SECONDS = 0.3
 """What a client gets for its first request, where its worker was replaced in the moment in which it connected."""
 TICK_SECONDS = 0.2
@@ -60,7 +54,8 @@ class AsgiServer:
         self._loop = worker.loop
         self._tls = tls
         self._log = log
-        self._uvicorn = _Uvicorn(_configure(app, worker.config, tls), self._loop)
+        self._leaving = Leaving(worker.config.websocket.ws_close_timeout)
+        self._uvicorn = Server(configure(app, worker.config, tls, self._leaving), self._loop)
         self._fed: FedServer | None = None
         self._life: asyncio.Task[None] | None = None
         self._sent: asyncio.Future[None] = worker.loop.create_future()
@@ -92,7 +87,7 @@ class AsgiServer:
             return False
         for protocol in list(self._uvicorn.server_state.connections):
             if getattr(protocol, "transport", None) is found:
-                protocol.shutdown()
+                protocol.kick()  # type: ignore[union-attr]
                 return True
         found.close()
         return True
@@ -133,7 +128,7 @@ class AsgiServer:
         raise WorkerFailed(BootFailed(ExitCode.NOT_STARTED, reason, caught))
 
     async def drain(self, code: int, timeout: float, rate: float = 0.0) -> bool:
-        """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012.
+        """Let uvicorn shut down: requests in flight finish, WebSockets are closed with 1012 and read until they answer.
 
         What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
         Returns False where the app has not come to its end. With the ``code`` 1012 another worker is here for those who
@@ -146,7 +141,7 @@ class AsgiServer:
         assert self._life is not None
         self.draining = True
         give_up_at = self._loop.time() + timeout
-        _Http.last = True
+        self._leaving.last = True
         if code == SERVICE_RESTART and self._fed is not None:
             self._giving_back.give(self._fed.unread())
             await asyncio.sleep(min(FIRST_REQUEST_SECONDS, timeout / 2))
@@ -157,6 +152,8 @@ class AsgiServer:
                 if connection in self._uvicorn.server_state.connections:
                     connection.shutdown()
         timeout = give_up_at - self._loop.time()
+        # Who streams a room over HTTP waits for those who are still heard, and needs time of its own.
+        self._leaving.close_timeout = min(self._leaving.close_timeout, timeout / 2)
         # With nothing at all it would complain even where nothing is open.
         left = max(timeout - TICK_SECONDS, 0.05)
         self._uvicorn.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
@@ -167,6 +164,8 @@ class AsgiServer:
         else:
             logger.error("the app's lifespan did not answer 'lifespan.shutdown' within the graceful timeout")
         await self.abort()
+        if unheard := self._leaving.unheard:
+            logger.info("messages that came while their connection closed, and that the app did not take: %d", unheard)
         if self._giving_back.unsent:
             await asyncio.wait([self._sent], timeout=OVERTIME_SECONDS)
         return ended
@@ -206,7 +205,7 @@ class AsgiServer:
         if counts_open(self._config.listen):
             self._fed.on_ended = Endings(worker.link, self._loop).tell
         # uvicorn closes its servers and then, in the same turn, its connections. An app whose loop over a room ends
-        # before would close its WebSocket itself, with 1000.
+        # before would close its WebSocket itself, with 1000, and hear no more of what its client says.
         self._fed.on_close = self._closed
         self._fed.begin_serving()
         return self._fed
@@ -214,62 +213,4 @@ class AsgiServer:
     def _closed(self, server: FedServer) -> None:
         # uvicorn knows nothing of a connection in its TLS handshake, and would wait for it.
         server.cancel_opening()
-        self._loop.call_soon(self._worker.bus.end_subscriptions)
-
-
-class _Http(HttpToolsProtocol):
-    """uvicorn's protocol; while the worker drains, each response says that it is the last one (RFC 9112, 9.6)."""
-
-    last = False
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        if self.last and self.cycle is not None:
-            self.cycle.keep_alive = False
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn's server; ``up`` is done when it has started."""
-
-    def __init__(self, config: uvicorn.Config, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(config)
-        self.up: asyncio.Future[None] = loop.create_future()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: the primary says when to end."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set_result(None)
-
-
-def _configure(app: App, config: Config, tls: Context | None) -> uvicorn.Config:
-    asgi, websocket, handshake = config.asgi, config.websocket, config.handshake
-    return uvicorn.Config(
-        app.app,
-        http=_Http,
-        interface="asgi3",
-        workers=1,
-        log_config=None,
-        lifespan=asgi.lifespan,  # type: ignore[arg-type]
-        root_path=asgi.root_path,
-        timeout_keep_alive=asgi.timeout_keep_alive,  # type: ignore[arg-type]
-        limit_concurrency=asgi.limit_concurrency,
-        headers=list(map(parse_header, asgi.header)),
-        server_header=asgi.server_header,
-        date_header=asgi.date_header,
-        proxy_headers=handshake.proxy_headers,
-        forwarded_allow_ips=_trusted(handshake.forwarded_allow_ips),
-        ws_max_size=value_for("ASGI", websocket, "ws_max_size"),
-        ws_max_queue=value_for("ASGI", websocket, "ws_max_queue"),
-        ws_ping_interval=websocket.ws_ping_interval or None,
-        ws_ping_timeout=websocket.ws_ping_timeout or None,
-        ws_per_message_deflate=websocket.ws_per_message_deflate,
-        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
-    )
-
-
-def _trusted(allowed: Sequence[str]) -> list[str] | str:
-    return "*" if "*" in allowed else list(allowed)
+        self._loop.call_soon(self._leaving.when_quiet, self._worker.bus.end_subscriptions)
