@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from wscluster.workers.target import App
 
 SERVICE_RESTART = 1012
+LARGE_BYTES = 65536
+"""A larger message waits for its app alone: not 32 of 16 MiB for each client."""
 MAX_UNSENDABLE = 1000
 """Messages that an app may send to one client behind the Close; with the next one it waits for the end."""
 
@@ -99,8 +101,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._leaving = leaving
         self._shutdown_asked = False
         self._closing = False
-        self._receives = 0
-        self._told = False
+        self._taken = ""
         self._unsendable = 0
         self._lost: asyncio.Future[None] = self.loop.create_future()
 
@@ -159,8 +160,17 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
 
     def send_receive_event_to_app(self) -> None:
-        self._leaving.unheard += self._closing and self.close_sent
+        if self.close_sent:
+            self.frames = []
+            self._leaving.unheard += self._closing
+            return
+        # uvicorn pauses behind every message, whatever `ws_max_queue` is.
+        is_large = sum(map(len, self.frames)) > LARGE_BYTES
+        self.read_paused = True
         super().send_receive_event_to_app()
+        self.read_paused = is_large or self.queue.qsize() >= self.config.ws_max_queue
+        if self.read_paused and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)
@@ -168,17 +178,47 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._stop_listening()
 
     async def receive(self) -> ASGIReceiveEvent:
-        event = await super().receive()
-        self._receives += 1
-        self._told = event["type"] == "websocket.disconnect"
+        event = await self.queue.get()
+        self._taken = event["type"]
+        if self.read_paused and self.queue.qsize() <= self.config.ws_max_queue // 4:
+            self.read_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
         return event
 
     async def send(self, message: ASGISendEvent) -> None:
-        if not self._is_unsendable():
+        if self._is_unsendable():
+            await self._send_nowhere(message)
+        elif (
+            message["type"] == "websocket.send"
+            and self.conn.state is OPEN
+            and self.writable.is_set()
+            and not self.disconnected
+        ):
+            # What is sent most takes the short way: a call of uvicorn's coroutine costs half a microsecond.
+            data, text = message.get("bytes"), message.get("text")
+            if data is not None:
+                self.conn.send_binary(data)
+            elif text is not None:
+                self.conn.send_text(text.encode())
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        else:
             await super().send(message)
             if self._shutdown_asked:
                 self.shutdown()
-        elif message["type"] == "websocket.close":
+
+    def _is_unsendable(self) -> bool:
+        # Once its client has gone, only what an app sends that still takes messages: one that does nothing but send
+        # would not learn from anything else that it can end.
+        return (
+            self._closing
+            and not self.close_sent
+            and self._taken != "websocket.disconnect"
+            and (not self.disconnected or self._taken == "websocket.receive")
+        )
+
+    async def _send_nowhere(self, message: ASGISendEvent) -> None:
+        if message["type"] == "websocket.close":
             self._stop_listening()
         elif self._unsendable < MAX_UNSENDABLE:
             self._unsendable += 1
@@ -186,13 +226,6 @@ class WebSocket(WebSocketsSansIOProtocol):
         else:
             await asyncio.shield(self._lost)
             await super().send(message)
-
-    def _is_unsendable(self) -> bool:
-        # Without the Close of the client everything is; behind it only what an app sends that still reads on: one that
-        # does nothing but send would not learn from anything else that its client is gone.
-        return (
-            self._closing and not self.close_sent and not self._told and (not self.disconnected or self._receives > 1)
-        )
 
 
 class Server(uvicorn.Server):

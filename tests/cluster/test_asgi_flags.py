@@ -239,3 +239,52 @@ def test_open_connections_are_limited_and_their_ends_are_told() -> None:
                         await asyncio.sleep(0.02)
 
     run(main())
+
+
+WAITS = """
+import asyncio
+
+go = asyncio.Event()
+
+async def app(scope, receive, send):
+    assert scope["type"] != "lifespan"
+    if scope["type"] == "http":
+        go.set()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    await go.wait()
+    count = 0
+    while (event := await receive())["type"] == "websocket.receive":
+        assert event["text"].startswith(f"{count} "), event["text"][:20]
+        count += 1
+        await send({"type": "websocket.send", "text": str(count)})
+"""
+
+
+@pytest.mark.parametrize("queue", [8, 4000])
+def test_so_many_messages_wait_for_the_app_before_its_client_is_held_back(tmp_path: Path, queue: int) -> None:
+    messages, size = 2500, 16384  # 40 MB: more than the kernel holds
+
+    async def main() -> None:
+        (tmp_path / "waits.py").write_text(WAITS)
+        async with (
+            Cluster("waits:app", app_dir=tmp_path, workers=1, ws_max_queue=queue) as cluster,
+            cluster.connect(compression=None) as ws,
+        ):
+
+            async def push() -> None:
+                for number in range(messages):
+                    await ws.send(f"{number} ".ljust(size, "x"))
+
+            pushing = asyncio.create_task(push())
+            await asyncio.wait([pushing], timeout=15 if queue > messages else 1)
+            assert pushing.done() is (queue > messages)
+            await ask(cluster.port, GET % b"")
+            for count in range(1, messages + 1):
+                assert await ws.recv() == str(count)
+            await pushing
+
+    run(main())
