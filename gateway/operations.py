@@ -14,6 +14,7 @@ from wscluster.config import Config, ConfigError
 from wscluster.gateway import fleet_words as words
 from wscluster.gateway.boot_faults import BootFaults
 from wscluster.gateway.control import InvalidRequest
+from wscluster.gateway.draining import DrainProgress
 from wscluster.gateway.events import EventLog
 from wscluster.gateway.fleet import EXIT_SECONDS, PROGRAM_EXIT_SECONDS, Fleet
 from wscluster.gateway.reconfig import reconfigure
@@ -64,6 +65,7 @@ class Operations:
     _next_config: Config = field(init=False)
     _last_config: Config = field(init=False)
     _waits: list[_Wait] = field(default_factory=list)
+    _drains: DrainProgress = field(default_factory=DrainProgress)
     not_replaced: dict[int, str] = field(default_factory=dict)
     jitter: dict[int, float] = field(default_factory=dict)
 
@@ -173,6 +175,7 @@ class Operations:
                 logger.info("reloaded: every worker is of phase %d", phase)
                 self.events.emit("reloaded", phase=phase)
                 self.reloads.ended(Outcome(phase))
+                self._resize()
             case words.ReloadFailed(phase, reason, switched):
                 slots = f"slots {', '.join(map(str, switched))} have" if switched else "no slot has"
                 logger.error("the reload of phase %d has failed, %s a worker of it: %s", phase, slots, reason)
@@ -193,6 +196,10 @@ class Operations:
     def beaten(self, worker: int, stats: Stats) -> None:
         """A beat of ``worker``: tell how far its drain has come, or replace it where it has served enough."""
         known = self.fleet.workers[worker]
+        if known.state is words.State.DRAINING:
+            said = self._drains.beaten(worker, stats.connections, self.loop.time())
+            if said is not None:
+                logger.info(said)
         if known.state is not words.State.READY:
             for wait in self._waits:
                 if wait.tell is not None and worker in wait.workers:
@@ -216,6 +223,7 @@ class Operations:
     def forget(self, worker: int) -> None:
         """``worker`` has exited."""
         self._recycler.forget(worker)
+        self._drains.forget(worker)
         self.not_replaced.pop(worker, None)
         self.jitter.pop(worker, None)
         for wait in self._waits:
@@ -244,6 +252,20 @@ class Operations:
         self.config = config
         self._recycler = make_recycler(config)
         self.configure(config)
+
+    def _resize(self) -> None:
+        """Where the reload has brought another number of workers, there shall be as many slots."""
+        size = self.config.fleet.workers
+        if size is None or size == self._last_config.fleet.workers:
+            return
+        # Not before the fleet is done with the event that brought this.
+        self.loop.call_soon(self._scale_as_configured, size)
+
+    def _scale_as_configured(self, size: int) -> None:
+        try:
+            self.scale(str(size))
+        except InvalidRequest as exc:
+            logger.error("the configuration wants %d workers: %s", size, exc)
 
     def _wait(
         self, over: Callable[[], dict[str, Any] | None], workers: Iterable[int], tell: Tell | None

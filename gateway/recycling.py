@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 JITTER = 0.1
-"""Age and messages are allowed up to this much more, at random, so that workers that began together do not end so."""
+"""Age and messages are allowed up to this much more, memory up to this much less (it is somebody else's limit too), at
+random: workers that began together shall not end together."""
 LEAST_SECONDS = 5.0
 """A worker is not judged by its memory before: where the program alone needs more, workers would follow each other."""
 RETRY_SECONDS = 60.0
@@ -38,11 +39,11 @@ class Recycler:
         """
         if self._not_before.get(worker, now) > now:
             return None
-        more = 1 + JITTER * jitter
+        more, less = 1 + JITTER * jitter, 1 - JITTER * jitter
         why = None
         if self.lifetime is not None and age >= self.lifetime * more:
             why = f"it has served for {age:.0f} s"
-        elif self.max_rss is not None and age >= LEAST_SECONDS and rss_bytes > self.max_rss << 20:
+        elif self.max_rss is not None and age >= LEAST_SECONDS and rss_bytes > (self.max_rss << 20) * less:
             why = f"it has {rss_bytes >> 20} MiB"
         elif self.max_messages is not None and messages is not None and messages >= self.max_messages * more:
             why = f"it has had {messages} messages"

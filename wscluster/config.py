@@ -64,7 +64,7 @@ class Fleet:
 
     workers: int | None = option(
         None, "Number of workers; auto counts the CPUs that this process may use.", metavar="N|auto",
-        env=("WEB_CONCURRENCY",), low=1, high=1024, fixed=True
+        env=("WEB_CONCURRENCY",), low=1, high=1024,
     )  # fmt: skip
     graceful_timeout: float = option(
         30.0, "Seconds that open connections get to end at a stop.", metavar="SECONDS", low=0, duration=True
@@ -85,7 +85,11 @@ class Fleet:
         duration=True,
     )
     workers_max_rss: int | None = option(
-        None, "MiB of memory beyond which a worker is replaced.", metavar="MIB", low=1, high=1 << 24
+        None,
+        "MiB of memory beyond which a worker is replaced, up to a tenth earlier.",
+        metavar="MIB",
+        low=1,
+        high=1 << 24,
     )
 
 

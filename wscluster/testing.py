@@ -57,7 +57,7 @@ class Cluster:
 
     Args:
         target: ``module:attribute``, a handler or an ASGI app.
-        workers: Number of workers.
+        workers: Number of workers; None: what the configuration says.
         app_dir: Folder from which the target is imported; the working directory where it is None.
         cwd: Working directory of primary and workers; that of this process where it is None.
         env: Variables for the primary and its workers, beside those of this process.
@@ -79,7 +79,7 @@ class Cluster:
         self,
         target: str,
         *,
-        workers: int = 2,
+        workers: int | None = 2,
         app_dir: str | os.PathLike[str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
@@ -96,7 +96,7 @@ class Cluster:
     def run(
         cls,
         *program: str | os.PathLike[str],
-        workers: int = 2,
+        workers: int | None = 2,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),

@@ -146,6 +146,21 @@ def test_the_rate_of_a_drain_spreads_the_closes_and_the_time_bounds_it(tmp_path:
     assert all_at_once < 0.7
 
 
+def test_a_drain_that_takes_a_while_says_how_far_it_is() -> None:
+    async def main() -> None:
+        async with Cluster("tests.cluster.obeying:obey", workers=1, drain_rate=2, graceful_timeout=20) as cluster:
+            clients = [await connect_to_slot(cluster, 0) for _ in range(8)]
+            closing = asyncio.gather(*map(close_code, clients))
+            stopping = asyncio.create_task(cluster.stop())
+            line = await cluster.wait_output("left in 1 worker")
+            left = int(line.partition("draining: ")[2].partition(" ")[0])
+            assert 1 <= left <= 7, line
+            assert await closing == [1001] * 8
+            assert await stopping == 0
+
+    run(main())
+
+
 def test_what_a_client_sends_before_it_answers_the_close_reaches_the_handler(tmp_path: Path) -> None:
     heard = tmp_path / "heard"
     source = (

@@ -187,6 +187,38 @@ def test_the_configuration_is_read_again_and_what_cannot_change_is_said(tmp_path
     run(main())
 
 
+def test_another_number_of_workers_in_the_configuration_is_had_after_the_reload(tmp_path: Path) -> None:
+    write(tmp_path, "first")
+    file = tmp_path / "wscluster.toml"
+    file.write_text("workers = 1\n")
+
+    async def main() -> None:
+        async with served(tmp_path, workers=None) as cluster:
+            assert await words(cluster, slots=(0,)) == ["first"]
+            write(tmp_path, "second", before="raise RuntimeError('broken')\n")
+            file.write_text("workers = 3\n")
+            assert (await outcome(cluster, tmp_path))["reason"]
+            assert len((await cluster.status())["workers"]) == 1, "of a release that was refused nothing stays"
+            write(tmp_path, "second")
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            await cluster.wait_event("scaled", slots=3)
+            await cluster.wait_status(lambda status: [one["state"] for one in status["workers"]] == ["ready"] * 3)
+            assert await words(cluster, slots=(0, 1, 2)) == ["second"] * 3
+            # What was asked of the running cluster stays, until the configuration says something else.
+            done = await asyncio.to_thread(
+                cli, "scale", "--control-socket", str(cluster.control_socket), "2", folder=tmp_path
+            )
+            assert done.returncode == 0, done.stderr
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            assert len((await cluster.status())["workers"]) == 2
+            file.write_text("workers = 1\n")
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            await cluster.wait_event("scaled", slots=1)
+            assert await words(cluster, slots=(0,)) == ["second"]
+
+    run(main())
+
+
 def test_a_configuration_that_makes_no_sense_any_more_ends_the_reload_with_its_problems(tmp_path: Path) -> None:
     write(tmp_path, "first")
     file = tmp_path / "wscluster.toml"

@@ -42,10 +42,11 @@ def test_tls_neither_begins_nor_ends_but_its_files_change() -> None:
     assert reconfigure(begins, other) == (other, [])
 
 
-def test_a_number_of_workers_that_was_counted_is_no_change() -> None:
+def test_a_number_of_workers_that_was_counted_is_no_change_and_another_one_is() -> None:
     counted = replace(RUNNING, fleet=replace(RUNNING.fleet, workers=4))
     assert reconfigure(counted, RUNNING) == (counted, [])
-    assert reconfigure(counted, replace(RUNNING, fleet=replace(RUNNING.fleet, workers=5)))[1]
+    more = replace(RUNNING, fleet=replace(RUNNING.fleet, workers=5))
+    assert reconfigure(counted, more) == (more, [])
 
 
 def test_where_to_listen_whom_to_admit_and_the_bus_are_fixed() -> None:

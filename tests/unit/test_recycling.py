@@ -15,11 +15,13 @@ def test_age_with_the_workers_own_jitter() -> None:
     assert recycler.due(1, 0.5, 105.0, 0, 0, 0.0) == "it has served for 105 s"
 
 
-def test_memory_as_it_is() -> None:
+def test_memory_never_more_than_its_limit() -> None:
     recycler = Recycler(None, 100, None)
-    assert recycler.due(1, 0.9, LEAST_SECONDS, 100 * MIB, 0, 0.0) is None
-    assert recycler.due(1, 0.9, LEAST_SECONDS - 0.1, 101 * MIB, 0, 0.0) is None
-    assert recycler.due(1, 0.9, LEAST_SECONDS, 101 * MIB, 0, 0.0) == "it has 101 MiB"
+    assert recycler.due(1, 0.0, LEAST_SECONDS, 100 * MIB, 0, 0.0) is None
+    assert recycler.due(1, 0.0, LEAST_SECONDS - 0.1, 101 * MIB, 0, 0.0) is None
+    assert recycler.due(1, 0.0, LEAST_SECONDS, 101 * MIB, 0, 0.0) == "it has 101 MiB"
+    assert recycler.due(2, 0.5, LEAST_SECONDS, 95 * MIB, 0, 0.0) is None
+    assert recycler.due(2, 0.5, LEAST_SECONDS, 96 * MIB, 0, 0.0) == "it has 96 MiB"
 
 
 def test_messages_with_jitter_and_none_where_they_are_not_known() -> None:
