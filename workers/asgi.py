@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 OVERTIME_SECONDS = 0.9
 """What the app's lifespan gets after the graceful timeout, where requests have used all of it."""
-FIRST_REQUEST_SECONDS = 0.3
-"""What a client gets for its first request, where its worker was replaced in the moment in which it connected."""
+FIRST_REQUEST_SECONDS = 3.0
+"""What a client gets for its first request, where its worker was replaced in the moment in which it connected: its TLS
+handshake and what it says may need a few times its way through the network, and a lost packet a second more."""
 TICK_SECONDS = 0.2
 """How long uvicorn takes to notice that it is to exit, and to begin to count."""
 
@@ -133,7 +134,7 @@ class AsgiServer:
         What has not ended after ``timeout`` seconds is cancelled, and nothing holds it more than a second longer.
         Returns False where the app has not come to its end. With the ``code`` 1012 another worker is here for those who
         come back: connections of which nothing was read go to it as they are, and clients that are just beginning get
-        a moment for their first request. Every response tells from now on that the connection ends with it.
+        some time for their first request. Every response tells from now on that the connection ends with it.
 
         Args:
             rate: Connections that are closed in a second; 0 for all at once.
@@ -144,8 +145,7 @@ class AsgiServer:
         self._leaving.last = True
         if code == SERVICE_RESTART and self._fed is not None:
             self._giving_back.give(self._fed.unread())
-            await asyncio.sleep(min(FIRST_REQUEST_SECONDS, timeout / 2))
-            self._giving_back.give(self._fed.unread())
+            self._leaving.patience = min(FIRST_REQUEST_SECONDS, timeout / 2)
         if rate:
             left = give_up_at - self._loop.time()
             async for connection in paced(list(self._uvicorn.server_state.connections), rate, left, self._loop):
@@ -211,6 +211,7 @@ class AsgiServer:
         return self._fed
 
     def _closed(self, server: FedServer) -> None:
+        self._leaving.closing = True
         # uvicorn knows nothing of a connection in its TLS handshake, and would wait for it.
-        server.cancel_opening()
+        self._loop.call_later(self._leaving.patience, server.cancel_opening)
         self._loop.call_soon(self._leaving.when_quiet, self._worker.bus.end_subscriptions)

@@ -42,13 +42,16 @@ class Leaving:
     Attributes:
         close_timeout: Seconds that a closing handshake may take.
         last: Each HTTP response is the last one of its connection.
+        patience: Seconds that a client has for its first request, where another worker has taken the place of this one.
+        closing: uvicorn has begun to close its connections; who comes later must be closed as well.
         unheard: Messages that came before their client had answered the Close, and that their app did not take: it had
             ended.
     """
 
     def __init__(self, close_timeout: float) -> None:
         self.close_timeout = close_timeout
-        self.last = False
+        self.last = self.closing = False
+        self.patience = 0.0
         self.unheard = 0
         self._listening: set[WebSocket] = set()
         self._when_quiet: Callable[[], None] | None = None
@@ -79,6 +82,24 @@ class Http(HttpToolsProtocol):
     def __init__(self, *args: Any, leaving: Leaving, **options: Any) -> None:
         super().__init__(*args, **options)
         self._leaving = leaving
+        self._late = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._leaving.closing:
+            self.shutdown()
+
+    def shutdown(self) -> None:
+        """Close when idle, or after the response; a client that has asked nothing yet has some time for it."""
+        if self.cycle is not None or not self._leaving.patience:
+            super().shutdown()
+        elif not self._late:
+            self._late = True
+            self.loop.call_later(self._leaving.patience, self._shut_down_late)
+
+    def _shut_down_late(self) -> None:
+        if self in self.connections:  # else it has ended, or is a WebSocket by now
+            super().shutdown()
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -99,7 +120,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **options)
         self.close_timeout = leaving.close_timeout
         self._leaving = leaving
-        self._shutdown_asked = False
+        self._shutdown_asked = leaving.closing
         self._closing = False
         self._taken = ""
         self._unsendable = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wscluster.tls import Context
 from wscluster.workers.described import Described
-from wscluster.workers.giving_back import is_unread
+from wscluster.workers.giving_back import bytes_read
 from wscluster.workers.true_client import with_true_client
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class FedConnection(socket.socket):
     opening: asyncio.Task[Any] | None = None
     transport: asyncio.Transport | None = None
     made: bool = False
+    read_before: int | None = 0
+    """Bytes that were read of it before it came here: its PROXY header."""
 
     def make_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol of this connection; from now on its transport owns the socket."""
@@ -78,6 +80,13 @@ class FedConnection(socket.socket):
                 self.close()
         elif self.server is not None:  # else it has already ended
             self.transport = task.result()[0]
+
+    def let_go(self) -> None:
+        """End its transport here, without a word to the client."""
+        if self.opening is not None and not self.opening.cancel() and not self.opening.exception():
+            self.transport = self.opening.result()[0]
+        if self.transport is not None:
+            self.transport.abort()
 
     def close(self) -> None:
         super().close()
@@ -195,6 +204,8 @@ class FedServer(asyncio.AbstractServer):
         sock.server = self
         sock.number = offered.number
         sock.offered = offered
+        if self._proxied:
+            sock.read_before = bytes_read(fd)
         self.adopted += 1
         self._open.add(sock)
         if self._closed:
@@ -321,16 +332,17 @@ class FedServer(asyncio.AbstractServer):
         return None
 
     def unread(self) -> list[tuple[Offered, int, Callable[[], None]]]:
-        """Return what `GivingBack.give` wants of each connection that nobody has read a byte of.
+        """Return what `GivingBack.give` wants of each connection that nobody has read a byte of, but its PROXY header.
 
-        None behind the PROXY protocol, where the primary has read, and none with TLS, which reads by itself.
+        None on Unix sockets, of which the kernel does not tell.
         """
-        if self._proxied or self._tls:
-            return []
         return [
-            (sock.offered, sock.fileno(), sock.transport.abort)
+            (sock.offered, sock.fileno(), sock.let_go)
             for sock in self._open
-            if sock.transport is not None and sock.offered is not None and is_unread(sock.fileno())
+            if sock.offered is not None
+            and sock.read_before is not None
+            and sock.fileno() >= 0
+            and bytes_read(sock.fileno()) == sock.read_before
         ]
 
     def close_clients(self) -> None:

@@ -30,23 +30,23 @@ _INT = struct.Struct("i")
 logger = logging.getLogger("wscluster.worker")
 
 
-def is_unread(fd: int) -> bool:
-    """Say whether nobody has read a byte of the TCP connection ``fd``: as many wait as have ever been received.
+def bytes_read(fd: int) -> int | None:
+    """Return how many bytes of the TCP connection ``fd`` somebody has read: what has ever come less what waits.
 
-    False where the kernel does not tell: on a Unix socket, on another system, in an old kernel.
+    None where the kernel does not tell: on a Unix socket, on another system, in an old kernel.
     """
     if sys.platform != "linux":
-        return False
+        return None
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, RECEIVED_AT + _NUMBER.size)
         waiting: int = _INT.unpack(fcntl.ioctl(fd, SIOCINQ, bytes(_INT.size)))[0]
     except OSError:
-        return False
+        return None
     if len(info) < RECEIVED_AT + _NUMBER.size:
-        return False
+        return None
     received: int = _NUMBER.unpack_from(info, RECEIVED_AT)[0]
-    return received == waiting
+    return received - waiting
 
 
 class GivingBack:

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import socket
+import ssl
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from benchmarks.load import CLOSE, masked_frame
+from tests.certificate_support import write_server
 from tests.cluster.process_support import close_code, connect_to_slot, in_folder, printed
 from tests.cluster.raw import Raw
 from tests.cluster.test_reload import APP, HANDLER, PROGRAM, save
@@ -31,13 +35,18 @@ def released(folder: Path, kind: str, **options: Any) -> Cluster:
     return Cluster("app:handler", command=in_folder(folder), **settings)
 
 
+@pytest.mark.parametrize("proxy", ["off", "v1"])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_connection_of_which_nothing_was_read_is_served_by_the_new_worker(tmp_path: Path, kind: str) -> None:
+def test_a_connection_of_which_nothing_was_read_is_served_by_the_new_worker(
+    tmp_path: Path, kind: str, proxy: str
+) -> None:
     async def main() -> None:
-        async with released(tmp_path, kind) as cluster, contextlib.AsyncExitStack() as stack:
+        options = {} if proxy == "off" else {"proxy_protocol": proxy}
+        async with released(tmp_path, kind, **options) as cluster, contextlib.AsyncExitStack() as stack:
             silent = []
             for number in range(40):  # more than go in one packet
-                raw = await Raw.connect(cluster.port, f"127.1.0.{number + 1}", b"")
+                header = b"" if proxy == "off" else b"PROXY TCP4 10.0.0.%d 10.9.9.9 1 2\r\n" % number
+                raw = await Raw.connect(cluster.port, f"127.1.0.{number + 1}", header)
                 stack.push_async_callback(raw.close)
                 silent.append(raw)
             await cluster.wait_status(lambda status: status["totals"]["connections"] == 40)
@@ -52,6 +61,80 @@ def test_a_connection_of_which_nothing_was_read_is_served_by_the_new_worker(tmp_
                 assert b"after" in await raw.reader.readuntil(b"after")
 
     run(main())
+
+
+@pytest.mark.parametrize("kind", ["handler", "app"])
+def test_a_client_whose_tls_handshake_is_under_way_is_served(tmp_path: Path, kind: str) -> None:
+    """One has not begun, and goes to the new worker; one is in the middle, and one has asked for nothing yet."""
+    authority = trustme.CA()
+    cert, key = write_server(tmp_path, authority)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    async def main() -> None:
+        async with released(tmp_path, kind, ssl_certfile=str(cert), ssl_keyfile=str(key)) as cluster:
+            silent = await tcp_connect(cluster.port)
+            middle = await tcp_connect(cluster.port)
+            tls, incoming, outgoing = tls_client(context)
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            hello = outgoing.read()
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(middle, hello)
+            incoming.write(await loop.sock_recv(middle, 1 << 16))
+            done = await asyncio.open_connection("127.0.0.1", cluster.port, ssl=context, server_hostname="localhost")
+            await cluster.wait_status(lambda status: status["totals"]["adopted"] == 3)
+            save(tmp_path / "app.py", SOURCES[kind].format(word="after"))
+            assert (await outcome(cluster, tmp_path))["reason"] == ""
+            await cluster.wait_status(lambda status: status["totals"]["placed_again"] == (kind == "app"))
+            await asyncio.sleep(0.7)  # a slow network
+            tls.do_handshake()
+            tls.write(UPGRADE)
+            await loop.sock_sendall(middle, outgoing.read())
+            assert b" 101 " in await read_tls(loop, middle, tls, incoming)
+            middle.close()
+            assert b" 101 " in await upgraded(*done)
+            begun = await asyncio.open_connection(sock=silent, ssl=context, server_hostname="localhost")
+            said = await upgraded(*begun)
+            assert b" 101 " in said
+            assert kind == "handler" or b"after" in said
+
+    run(main())
+
+
+async def tcp_connect(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    return sock
+
+
+def tls_client(context: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return context.wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing
+
+
+async def read_tls(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO
+) -> bytes:
+    """Return the first words of the server."""
+    while True:
+        try:
+            return tls.read(1000)
+        except ssl.SSLWantReadError:
+            data = await loop.sock_recv(sock, 1 << 16)
+            assert data, "the server has ended the connection"
+            incoming.write(data)
+
+
+async def upgraded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Begin a WebSocket and end it; returns what the server has said."""
+    writer.write(UPGRADE)
+    said = await reader.readuntil(b"\r\n\r\n") + await reader.read(20)
+    writer.write(CLOSE)
+    await reader.read()
+    writer.close()
+    return said
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -9,7 +9,7 @@ import pytest
 from tests.support import open_fds, run
 from wscluster.link import Link, link_pair
 from wscluster.packets import Offered, Packet, Returned
-from wscluster.workers.giving_back import AT_ONCE, GivingBack, is_unread
+from wscluster.workers.giving_back import AT_ONCE, GivingBack, bytes_read
 
 
 def tcp_pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
@@ -22,24 +22,25 @@ def tcp_pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket
 def test_a_byte_that_was_read_is_seen_and_one_that_waits_is_none(family: int) -> None:
     client, served = tcp_pair(family)
     with client, served:
-        assert is_unread(served.fileno())
+        fd = served.fileno()
+        assert bytes_read(fd) == 0
         client.sendall(b"GET / ")
         served.recv(1, socket.MSG_PEEK)
-        assert is_unread(served.fileno())
+        assert bytes_read(fd) == 0
         assert served.recv(1) == b"G"
-        assert not is_unread(served.fileno())
+        assert bytes_read(fd) == 1
         assert served.recv(100) == b"ET / "
-        assert not is_unread(served.fileno()), "nothing waits, but it was read"
+        assert bytes_read(fd) == 6, "nothing waits, but it was read"
         client.sendall(b"x" * 10)
         served.recv(1, socket.MSG_PEEK)
-        assert not is_unread(served.fileno())
+        assert bytes_read(fd) == 6
 
 
 def test_of_a_unix_socket_nothing_is_known_and_of_what_is_closed_neither() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert not is_unread(one.fileno())
-    assert not is_unread(10**6)
+        assert bytes_read(one.fileno()) is None
+    assert bytes_read(10**6) is None
 
 
 def test_they_come_in_packets_with_their_sockets_and_are_let_go_of_without_a_word() -> None:
