@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import socket
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.cluster.process_support import cli, connect_to_slot
 from tests.cluster.raw import Raw
 from tests.cluster.room_support import Valkey
 from tests.cluster.test_drain import UPGRADE
-from tests.support import run
+from tests.support import require_program, run
 from wscluster.gateway.metrics_server import MAX_WATCHERS
 from wscluster.testing import Cluster
 
@@ -237,6 +238,27 @@ def test_garbage_on_the_metrics_port_is_told_so(head: str, status: int) -> None:
             if head.startswith("HEAD"):
                 assert answer.endswith(b"\r\n\r\n")
             await raw.close()
+
+    run(main())
+
+
+def test_the_checker_of_prometheus_finds_nothing_to_say(tmp_path: Path) -> None:
+    promtool = require_program("promtool")
+    (tmp_path / "app.py").write_text(COUNTING)
+
+    async def main() -> None:
+        async with Cluster("app:handler", app_dir=tmp_path, workers=2, metrics=True, metrics_port=0) as cluster:
+            for slot in (0, 1):
+                ws = await connect_to_slot(cluster, slot)
+                await ws.send('a "game" \\ \n of two')
+                assert await ws.recv() == "done"
+            answer = await get(cluster, "/metrics")
+            assert 'a \\"game\\" \\\\ \\n of two' in answer.text
+            checker = await asyncio.create_subprocess_exec(
+                promtool, "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT
+            )
+            said, _ = await checker.communicate(answer.content)
+            assert (checker.returncode, said.decode()) == (0, "")
 
     run(main())
 
