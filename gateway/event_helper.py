@@ -14,6 +14,7 @@ from wscluster.errors import ExitCode, StartError
 from wscluster.gateway.carried import Fd
 from wscluster.gateway.child import Child
 from wscluster.gateway.events import EventLog
+from wscluster.gateway.output import ON_EVENT, Output
 from wscluster.gateway.state import HelperState
 
 START_SECONDS = 30.0
@@ -31,7 +32,8 @@ class EventHelper:
     Up to 1,024 events wait for a function that is slow; later ones are lost, and that is said once.
     """
 
-    def __init__(self, function: str, folder: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, function: str, folder: str, loop: asyncio.AbstractEventLoop, output: Output) -> None:
+        self._output = output
         self._function = function
         self._folder = os.path.abspath(folder)
         self._loop = loop
@@ -115,10 +117,15 @@ class EventHelper:
     def _spawn(self) -> int:
         told, tell = os.pipe()
         reading, self._input = os.pipe2(os.O_CLOEXEC)
+        ours = [reading, tell]
         try:
+            said = self._output.pipes(None)
+            ours += said
             popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wscluster.workers.on_event", self._function, self._folder, str(tell)],
                 stdin=reading,
+                stdout=said[0],
+                stderr=said[1],
                 pass_fds=[tell],
             )
             self._child = Child.of(popen)
@@ -127,8 +134,8 @@ class EventHelper:
             self._close_input()
             raise
         finally:
-            os.close(tell)
-            os.close(reading)
+            for fd in ours:
+                os.close(fd)
         self._loop.add_reader(self._child.pidfd, self._exited)
         self._events = EventLog(self._input, self._loop)
         return told
@@ -162,7 +169,9 @@ class EventHelper:
         self._loop.remove_reader(child.pidfd)
         child.kill()
         self._close_input()
-        return child.reap()
+        status = child.reap()
+        self._output.exited(ON_EVENT)
+        return status
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -171,7 +180,7 @@ def _set(future: asyncio.Future[None]) -> None:
 
 
 async def start_event_helper(
-    config: Config, loop: asyncio.AbstractEventLoop, state: HelperState | None
+    config: Config, loop: asyncio.AbstractEventLoop, output: Output, state: HelperState | None
 ) -> EventHelper | None:
     """Start what ``--on-event`` asks for, or go on with it; None without it.
 
@@ -180,7 +189,7 @@ async def start_event_helper(
     """
     if config.operate.on_event is None:
         return None
-    helper = EventHelper(config.operate.on_event, config.operate.app_dir, loop)
+    helper = EventHelper(config.operate.on_event, config.operate.app_dir, loop, output)
     if state is None:
         await helper.start()
     else:

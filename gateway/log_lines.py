@@ -6,7 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,8 @@ MAX_KEPT_LINES = 5000
 MAX_KEPT_CHARS = 2 * 1024 * 1024
 MAX_PAGE_CHARS = 128 * 1024
 
+HELPER = "on-event"
+"""Who signs the lines of the process of ``--on-event``."""
 _COLOUR = re.compile(f"({COLOUR_CODES.pattern})")
 _SET_IN = "  "
 """How a line begins that goes on with the one before (`logs.LineFormatter`)."""
@@ -39,8 +41,8 @@ class Line:
 
     Args:
         at: When it came, in seconds since the epoch.
-        origin: None for the primary's own.
-        stream: ``stdout``, ``stderr``, or ``log`` where wscluster itself has logged it.
+        origin: None for the primary's own, and for those of its process of ``--on-event``.
+        stream: ``stdout``, ``stderr``, or ``log`` where wscluster itself has logged it, as the primary does always.
         text: As it was written, without colours.
     """
 
@@ -52,9 +54,10 @@ class Line:
     def as_json(self) -> dict[str, Any]:
         """Return what `wscluster logs --json` prints."""
         origin = self.origin
+        nobody = "primary" if self.stream == "log" else HELPER
         return {
             "time": json_time(self.at),
-            "role": "primary" if origin is None else "worker",
+            "role": nobody if origin is None else "worker",
             "worker": None if origin is None else origin.worker,
             "slot": None if origin is None else origin.slot,
             "phase": None if origin is None else origin.phase,
@@ -111,6 +114,7 @@ class Signer:
     in; they stay as they are.
 
     Args:
+        origin: None for the process of ``--on-event``.
         form: ``text`` or ``json``, as ``--log-format`` says.
         goes_on: The line before was signed already.
 
@@ -118,17 +122,18 @@ class Signer:
         origin, stream, goes_on: As given; ``goes_on`` changes with each line.
     """
 
-    def __init__(self, origin: Origin, stream: str, form: str, *, goes_on: bool = False) -> None:
+    def __init__(self, origin: Origin | None, stream: str, form: str, *, goes_on: bool = False) -> None:
         self.origin = origin
         self.stream = stream
         self.goes_on = goes_on
         self._form = form
-        self._who = sign_worker(origin.worker, origin.slot, origin.phase)
-        facts = f'"worker": {origin.worker}, "slot": {origin.slot}, "phase": {origin.phase}, '
+        self._facts: dict[str, Any] = {"role": HELPER} if origin is None else {"role": "worker", **asdict(origin)}
+        self._who = HELPER if origin is None else sign_worker(origin.worker, origin.slot, origin.phase)
+        facts = json.dumps(self._facts)[1:-1]
         colour = "(?:\x1b\\[[0-9;]*m)?"
         own = {
             "text": rf"[-0-9]{{10}} [:0-9]{{8}}\.\d{{3}} {colour}[A-Z]+{colour} +{re.escape(self._who)} \| ",
-            "json": rf'\{{"time": "[^"]*", "level": "[a-z]+", "role": "worker", {re.escape(facts)}',
+            "json": rf'\{{"time": "[^"]*", "level": "[a-z]+", {re.escape(facts)}, ',
         }
         self._own = re.compile(own[form])
 
@@ -142,18 +147,8 @@ class Signer:
             return text, Line(at, self.origin, "log", COLOUR_CODES.sub("", text))
         plain = _escape(COLOUR_CODES.sub("", text))
         if self._form == "json":
-            signed = json.dumps(
-                {
-                    "time": json_time(at),
-                    "level": "info",
-                    "role": "worker",
-                    "worker": self.origin.worker,
-                    "slot": self.origin.slot,
-                    "phase": self.origin.phase,
-                    "stream": self.stream,
-                    "message": plain,
-                }
-            )
+            facts = {"time": json_time(at), "level": "info", **self._facts, "stream": self.stream, "message": plain}
+            signed = json.dumps(facts)
             return signed, Line(at, self.origin, self.stream, signed)
         head = f"{text_time(at)} {self.stream:<7} {self._who} | "
         coloured = "".join(part if _COLOUR.fullmatch(part) else _escape(part) for part in _COLOUR.split(text))

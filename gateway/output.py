@@ -23,6 +23,8 @@ READ_BYTES = 64 * 1024
 MAX_LAST_READS = 32
 """What a worker that has ended leaves in its pipe is less; a child that it has left behind may write on."""
 FLUSH_SECONDS = 1.0
+ON_EVENT = 0
+"""Stands for the process of ``--on-event`` where a worker's number would: those count from 1."""
 
 logger = logging.getLogger("wscluster.primary")
 
@@ -85,7 +87,7 @@ class Output:
         for state in pipes:
             signer = Signer(state.origin, state.stream, self._form, goes_on=state.goes_on)
             pipe = _Pipe(self, state.fd, signer, self._loop, state.part)
-            self._pipes.setdefault(state.origin.worker, []).append(pipe)
+            self._pipes.setdefault(_key(state.origin), []).append(pipe)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have ``loop`` write what cannot be written at once."""
@@ -115,8 +117,11 @@ class Output:
     def flush(self) -> None:
         """Nothing: each line is written as soon as it is taken."""
 
-    def pipes(self, origin: Origin) -> tuple[int, int]:
+    def pipes(self, origin: Origin | None) -> tuple[int, int]:
         """Return the ends that become the standard output and standard error of a worker; the caller closes them.
+
+        Args:
+            origin: None for the process of ``--on-event``.
 
         Raises:
             OSError: No descriptor is left.
@@ -133,14 +138,15 @@ class Output:
             for fd in (*ours, *theirs):
                 os.close(fd)
             raise
-        self._pipes[origin.worker] = [
+        # The process of --on-event may be started again while a child of the one before still has its pipes.
+        self._pipes.setdefault(_key(origin), []).extend(
             _Pipe(self, fd, Signer(origin, stream, self._form), self._loop)
             for fd, stream in zip(ours, ("stdout", "stderr"), strict=True)
-        ]
+        )
         return theirs[0], theirs[1]
 
     def exited(self, worker: int) -> None:
-        """Write the last words of ``worker``. What a child of it says later is read until that has ended too."""
+        """Write the last words of ``worker``, or of ``ON_EVENT``. What its children say later is read too."""
         for pipe in self._pipes.get(worker, []):
             pipe.read_last()
 
@@ -257,6 +263,10 @@ class _Pipe:
         if lines:
             at = time.time()
             self._output.take([self._signer.sign(raw, at) for raw in lines], self._signer.stream)
+
+
+def _key(origin: Origin | None) -> int:
+    return ON_EVENT if origin is None else origin.worker
 
 
 def _open(path: Path) -> int:

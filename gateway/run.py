@@ -106,7 +106,7 @@ class _Life:
             metrics = _bind_metrics(config, state)
             if metrics is not None:
                 at_fault.callback(metrics.close)
-            helper = await start_event_helper(config, loop, None if state is None else state.helper)
+            helper = await start_event_helper(config, loop, self.output, None if state is None else state.helper)
             if helper is not None:
                 at_fault.push_async_callback(helper.close)
             await at_fault.enter_async_context(watching(config, self._reload))

@@ -125,10 +125,10 @@ class HelperState:
 
 @dataclass(slots=True)
 class PipeState:
-    """What a worker prints."""
+    """What a worker prints; without an origin, the process of ``--on-event``."""
 
     fd: Fd
-    origin: Origin
+    origin: Origin | None
     stream: str
     part: bytes
     goes_on: bool

@@ -26,6 +26,7 @@ def main(name: str, folder: str, tell: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.path.insert(0, folder)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         _, function = import_path(name, folder)
         if not callable(function):

@@ -54,7 +54,7 @@ def test_each_event_comes_once_and_in_order_whatever_the_function_does(tmp_path:
             await cluster.wait_event("worker_exited", slot=1)
         heard = noted(tmp_path)
         assert [one["event"] for one in heard] == [one["event"] for one in cluster.events]
-        assert any("as it was told" in line for line in cluster.output), "what it raises is shown"
+        assert any("stderr  on-event | RuntimeError: as it was told" in line for line in cluster.output)
 
     run(main())
 
@@ -114,3 +114,33 @@ def test_one_that_cannot_be_imported_ends_the_start_with_4(tmp_path: Path, funct
 def test_what_names_no_function_is_a_usage_error(tmp_path: Path, text: str) -> None:
     done = cli("serve", SERVED, "--on-event", text, folder=tmp_path)
     assert (done.returncode, done.stderr) == (2, f"wscluster: --on-event {text!r}: module:function is wanted\n")
+
+
+def test_what_it_prints_is_in_the_log_and_in_its_file_also_after_an_upgrade(tmp_path: Path) -> None:
+    says = "def note(event):\n    print('heard', event['event'])\n"
+    (tmp_path / "listening.py").write_text(says)
+    env = {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}
+    path = tmp_path / "log"
+
+    async def logged(text: str) -> str:
+        async with asyncio.timeout(10):
+            while not (found := [line for line in path.read_text().splitlines() if text in line]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return found[0]
+
+    async def main() -> None:
+        options: dict[str, Any] = {"on_event": "listening:note", "log_file": str(path)}
+        async with Cluster(SERVED, workers=1, env=env, **options) as cluster:
+            assert "stdout  on-event | heard ready" in await logged("heard ready")
+            cluster.signal(signal.SIGUSR2)
+            await cluster.wait_event("upgraded")
+            await logged("heard upgraded")
+            where = ("--control-socket", str(cluster.control_socket))
+            shown = await asyncio.to_thread(cli, "logs", *where, "--json", folder=tmp_path)
+            lines = [json.loads(line) for line in shown.stdout.splitlines()]
+            mine = [line for line in lines if line["role"] == "on-event"]
+            assert [line["line"].rpartition("| ")[2] for line in mine][-1] == "heard upgraded"
+            assert {(line["worker"], line["slot"], line["stream"]) for line in mine} == {(None, None, "stdout")}
+            assert not [line for line in cluster.output if "heard" in line]
+
+    run(main())

@@ -186,3 +186,13 @@ def test_another_process_goes_on_in_the_middle_of_a_line_and_with_the_lines_that
     after.resume(before.carry(), before.next)
     assert numbers(after.page(None, None, None)) == list(range(1, 22))
     assert numbers(after.page(18, None, None)) == [19, 20, 21], "who follows goes on where he was"
+
+
+def test_what_the_function_of_on_event_prints_is_its_own() -> None:
+    written, kept = Signer(None, "stdout", "text").sign(b"heard ready", AT)
+    assert written.endswith(" stdout  on-event | heard ready")
+    assert (kept.as_json()["role"], kept.as_json()["worker"], kept.as_json()["stream"]) == ("on-event", None, "stdout")
+    facts = json.loads(Signer(None, "stderr", "json").sign(b"heard ready", AT)[0])
+    assert (facts["role"], facts["stream"], facts["message"]) == ("on-event", "stderr", "heard ready")
+    assert "worker" not in facts
+    assert Line(AT, None, "log", "x").as_json()["role"] == "primary"
