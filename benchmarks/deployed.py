@@ -24,9 +24,7 @@ from tests.cluster.polling_support import wait_uvicorn_started
 from wscluster.testing import Cluster
 
 HANDLER = """
-import contextlib, os
-
-from websockets.exceptions import ConnectionClosed
+import os
 
 RELEASE = {release}
 HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
@@ -34,8 +32,7 @@ HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
 async def echo(ws):
     async for message in ws:
         os.write(HEARD, message.encode() + b"\\n")
-        with contextlib.suppress(ConnectionClosed):  # it reads on while it is being closed
-            await ws.send(message)
+        await ws.send(message)
 """
 
 APP = """

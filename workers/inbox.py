@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # The library's own variable: a handler that needs more there needs more here.
 _MAX_FRAGMENTS = int(os.environ.get("WEBSOCKETS_MAX_FRAGMENTS", MAX_FRAGMENTS))
+MAX_UNSENDABLE = 1000
+"""Messages that a handler may send behind the Close of a drain; the next one waits for the end, and is an error."""
 FREE_INFLATED_BYTES = 4096
 """A frame with more payload than that begins a turn, however small it came: compression makes a thousandth of it."""
 
@@ -38,7 +40,8 @@ class Inbox(Closing):
     """Keeps the messages that wait, and pauses reading while too many do."""
 
     __slots__ = (
-        "_dropped", "_dropping", "_finished", "_fragments", "_inbox", "_paused_reading", "_recv_waiter", "_streaming",
+        "_dropped", "_dropping", "_finished", "_fragments", "_has_taken", "_inbox", "_paused_reading", "_recv_waiter",
+        "_streaming", "_unsendable",
     )  # fmt: skip
 
     def __init__(self, protocol: ServerProtocol, server: HandlerServer) -> None:
@@ -53,6 +56,9 @@ class Inbox(Closing):
         self._finished = False
         self._dropping = False
         self._dropped = False
+        self._has_taken = False
+        # Messages that went nowhere, behind the Close of a drain; None without one.
+        self._unsendable: int | None = None
         # Set while somebody receives; done, but still there, while a stream is not read to its end.
         self._recv_waiter: asyncio.Future[None] | None = None
 
@@ -91,6 +97,7 @@ class Inbox(Closing):
             finally:
                 self._recv_waiter = None
         if inbox:
+            self._has_taken = True
             received = inbox.pop(0)
             if self._paused_reading and len(inbox) <= self.server.max_queue // 4:
                 self.resume_reading()
@@ -179,6 +186,7 @@ class Inbox(Closing):
         inbox = self._inbox
         if not inbox:
             return None
+        self._has_taken = True
         received = inbox.pop(0)
         if self._paused_reading and len(inbox) <= self.server.max_queue // 4:
             self.resume_reading()
@@ -241,6 +249,26 @@ class Inbox(Closing):
         if len(self._inbox) > self.server.max_queue and not self._paused_reading and not self._dropping:
             self._paused_reading = True
             self.transport.pause_reading()
+
+    def start_drain(self, code: int, reason: str) -> None:
+        """Begin the closing handshake of a drain: the handler goes on to hear what the client says until it answers."""
+        if self.is_open:
+            self._unsendable = 0
+            self.start_close(code, reason)
+
+    async def goes_nowhere(self) -> bool:
+        """Say whether a message that can be sent no more shall be no error, because the handler has more to hear.
+
+        That is so behind the Close of a drain, until the client has answered it and the handler has taken all that came
+        before. A handler that takes nothing, or sends without end, learns from the error that it can end.
+        """
+        if self._unsendable is None or self._unsendable >= MAX_UNSENDABLE:
+            return False
+        if (self.protocol.close_rcvd is not None or self._lost) and not (self._inbox and self._has_taken):
+            return False
+        self._unsendable += 1
+        await asyncio.sleep(0)  # a handler that sends in a loop waits nowhere else
+        return True
 
     def stop_taking(self) -> None:
         """Nobody may take messages any more: read on to the client's close frame, and drop what the queue cannot hold.

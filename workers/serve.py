@@ -201,7 +201,7 @@ class HandlerServer:
         self.spawn(self._target.handler(connection), functools.partial(self._handled, connection))
         if self._replaced is not None:
             # After the handler's first step, as if the handshake had been done before the drain.
-            self.loop.call_soon(connection.start_close, *self._replaced)
+            self.loop.call_soon(connection.start_drain, *self._replaced)
 
     def _handled(self, connection: Connection, task: asyncio.Task[object]) -> None:
         """The handler has ended: close its connection, with 1011 where it raised."""
@@ -273,7 +273,7 @@ class HandlerServer:
                 end = connection.transport.abort if self._tls else connection.transport.close
                 end()
             else:
-                connection.start_close(code, reason)
+                connection.start_drain(code, reason)
         if await self._wait_idle(give_up_at - self.loop.time()):
             return
         logger.warning(

@@ -180,6 +180,8 @@ class Connection(Protocol):
     ) -> None:
         """Send a message, or fragments of one; waits while the client reads too slowly.
 
+        Behind the Close of a reload or a stop it goes nowhere, and is no error as long as there is something to hear.
+
         Raises:
             ConnectionClosed: The connection is closed.
             TypeError: The message is neither text nor binary.
