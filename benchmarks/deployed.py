@@ -51,8 +51,31 @@ async def echo(scope, receive, send):
         await send({{"type": "websocket.send", "text": event["text"]}})
 """
 
+PROGRAM = """
+import asyncio, os, signal
+
+from websockets.asyncio.server import serve
+
+RELEASE = {release}
+HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
+
+async def echo(ws):
+    async for message in ws:
+        os.write(HEARD, message.encode() + b"\\n")
+        await ws.send(message)
+
+async def main():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with serve(echo, "127.0.0.1", 0):
+        await stop.wait()
+
+asyncio.run(main())
+"""
+
 BROKEN = "RELEASE = {release}\nraise RuntimeError('this release is broken')\n"
 
+PROGRAM_GRACE_SECONDS = 2.0
 UVICORN_SECONDS = 4.0
 """What uvicorn gets for a reload: nothing tells when it is done."""
 
@@ -105,7 +128,14 @@ async def wscluster(code: str, workers: int, drain_rate: float, **more: Any) -> 
             "drain_rate": drain_rate,
             **more,
         }
-        cluster = Cluster("release:echo", workers=workers, env=_environment(folder), **options)
+        env = _environment(folder)
+        if code is PROGRAM:
+            del options["app_dir"]
+            # Its connections go on until then: what closes them is the program's own end.
+            options["graceful_timeout"] = PROGRAM_GRACE_SECONDS
+            cluster = Cluster.run("release.py", workers=workers, cwd=folder, env=env, **options)
+        else:
+            cluster = Cluster("release:echo", workers=workers, env=env, **options)
         command = [sys.executable, "-m", "wscluster", "reload", "--control-socket"]
 
         async def reload() -> bool:
@@ -176,5 +206,6 @@ def _write_first(folder: Path, code: str) -> None:
 SERVICES: dict[str, tuple[Callable[[str, int, float], AbstractAsyncContextManager[Deployed]], str]] = {
     "wscluster, handler": (wscluster, HANDLER),
     "wscluster, ASGI": (wscluster, APP),
+    "wscluster, program": (wscluster, PROGRAM),
     "uvicorn": (uvicorn, APP),
 }

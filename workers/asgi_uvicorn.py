@@ -137,7 +137,10 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def kick(self) -> None:
         """Close with 1012 and end the TCP connection, whatever the client is saying."""
-        super().shutdown()
+        if self.handshake_complete and self.conn.state is not OPEN:  # a Close has been sent
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def _begin_close(self) -> None:
         self._closing = True

@@ -1,6 +1,8 @@
 """What the WebSocket of an ASGI app still hears, and says, while its worker drains."""
 
 import asyncio
+import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.load import CLOSE, masked_frame
-from tests.cluster.process_support import close_code, in_folder, printed
+from tests.cluster.process_support import cli, close_code, in_folder, printed
 from tests.cluster.raw import Raw
 from tests.cluster.test_reload import save
 from tests.cluster.test_reload_verb import outcome
@@ -190,6 +192,28 @@ def test_a_client_that_never_answers_is_gone_within_the_close_timeout(tmp_path: 
             await raw.close()
             await cluster.wait_event("worker_exited")
             assert printed(cluster) == ["heard no matter", "ended with 1012"]
+
+    run(main())
+
+
+def test_a_client_that_is_kicked_while_it_is_closed_is_gone_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with released(tmp_path, LISTENS) as cluster:
+            raw = await opened(cluster)
+            where = ("--control-socket", str(cluster.control_socket))
+            shown = await asyncio.to_thread(cli, "connections", *where, "--json", folder=tmp_path)
+            (connection,) = json.loads(shown.stdout)
+            stopping = asyncio.create_task(cluster.stop())
+            assert await raw.reader.readexactly(4) == CLOSE_1012
+            done = await asyncio.to_thread(cli, "kick", *where, connection["id"], folder=tmp_path)
+            assert (done.returncode, done.stderr) == (0, "")
+            begin = time.monotonic()
+            with contextlib.suppress(ConnectionResetError):
+                await raw.reader.read()
+            assert await stopping == 0
+            assert time.monotonic() - begin < 3
+            await raw.close()
+            assert not [line for line in cluster.output if "Traceback" in line]
 
     run(main())
 
