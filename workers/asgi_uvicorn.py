@@ -128,12 +128,14 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """Close with 1012; where the app has not said yet whether it accepts, as soon as it has accepted."""
-        if self.handshake_initiated and not self.handshake_complete:
-            self._shutdown_asked = True
-        elif self.handshake_complete and not self.close_sent and self.conn.state is OPEN:
-            self._begin_close()
-        elif not self._closing and self.close_timer is None:
+        if not self.handshake_initiated:
             super().shutdown()
+        elif not self.handshake_complete:
+            self._shutdown_asked = True
+        elif self.conn.state is OPEN and not self.close_sent:
+            self._begin_close()
+        elif self.close_timer is None:  # else a closing handshake is under way
+            self.transport.close()
 
     def kick(self) -> None:
         """Close with 1012 and end the TCP connection, whatever the client is saying."""
@@ -148,11 +150,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         self.conn.send_close(SERVICE_RESTART)
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_timer = self.loop.call_later(self._leaving.close_timeout, self._give_up)
-
-    def _give_up(self) -> None:
-        self._stop_listening()
-        self.transport.abort()
+        self.close_timer = self.loop.call_later(self._leaving.close_timeout, self.transport.abort)
 
     def _stop_listening(self) -> None:
         """The app hears no more: only the client's Close is still waited for."""
@@ -168,6 +166,8 @@ class WebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._closing:
+            self._tell_end()
         super().connection_lost(exc)
         if not self._lost.done():
             self._lost.set_result(None)

@@ -196,6 +196,26 @@ def test_a_client_that_never_answers_is_gone_within_the_close_timeout(tmp_path: 
     run(main())
 
 
+def test_what_has_come_reaches_an_app_that_is_slow_after_its_client_was_given_up(tmp_path: Path) -> None:
+    source = f"import asyncio\n{LISTENS}".replace("        print", "        await asyncio.sleep(0.4)\n        print")
+
+    async def main() -> None:
+        async with released(tmp_path, source, ws_close_timeout=1) as cluster:
+            raw = await opened(cluster)
+            reloading = asyncio.create_task(outcome(cluster, tmp_path))
+            assert await raw.reader.readexactly(4) == CLOSE_1012
+            raw.writer.write(b"".join(masked_frame(b"%d" % number) for number in range(5)))
+            assert await raw.reader.read() == b""
+            await raw.close()
+            assert (await reloading)["reason"] == ""
+            await cluster.wait_output("ended with 1012")
+            await cluster.wait_event("worker_exited")
+            assert printed(cluster) == [*(f"heard {number}" for number in range(5)), "ended with 1012"]
+            assert not [line for line in cluster.output if "did not take" in line]
+
+    run(main())
+
+
 def test_a_client_that_is_kicked_while_it_is_closed_is_gone_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with released(tmp_path, LISTENS) as cluster:
