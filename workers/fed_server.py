@@ -81,13 +81,6 @@ class FedConnection(socket.socket):
         elif self.server is not None:  # else it has already ended
             self.transport = task.result()[0]
 
-    def let_go(self) -> None:
-        """End its transport here, without a word to the client."""
-        if self.opening is not None and not self.opening.cancel() and not self.opening.exception():
-            self.transport = self.opening.result()[0]
-        if self.transport is not None:
-            self.transport.abort()
-
     def close(self) -> None:
         super().close()
         if self.fileno() < 0:  # uvloop holds it open until it detaches it
@@ -334,14 +327,15 @@ class FedServer(asyncio.AbstractServer):
     def unread(self) -> list[tuple[Offered, int, Callable[[], None]]]:
         """Return what `GivingBack.give` wants of each connection that nobody has read a byte of, but its PROXY header.
 
-        None on Unix sockets, of which the kernel does not tell.
+        None on Unix sockets, of which the kernel does not tell, and none whose transport is not there yet, as within a
+        TLS handshake: it may read on until its task has noticed that it is cancelled.
         """
         return [
-            (sock.offered, sock.fileno(), sock.let_go)
+            (sock.offered, sock.fileno(), sock.transport.abort)
             for sock in self._open
-            if sock.offered is not None
+            if sock.transport is not None
+            and sock.offered is not None
             and sock.read_before is not None
-            and sock.fileno() >= 0
             and bytes_read(sock.fileno()) == sock.read_before
         ]
 
