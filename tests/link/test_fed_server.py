@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import os
 import socket
 import ssl
 import struct
@@ -118,6 +119,38 @@ def test_the_end_of_a_connection_is_known_whoever_ends_it(family: int, on_loop: 
                 assert fed.protocols.pop().lost.done()
         assert fed.server.adopted == 3
         fed.server.close()
+
+    on_loop(main)
+
+
+def test_what_is_given_back_was_read_by_nobody_and_is_read_by_nobody_here(on_loop: Callable[[Main], None]) -> None:
+    """In whatever turn of the loop it is asked, and also while the transport is being made."""
+
+    async def main() -> None:
+        given = 0
+        for turns in range(12):
+            for speaks in (False, True):
+                fed = Fed()
+                with fed.connect() as client:
+                    if speaks:
+                        client.sendall(b"hello")
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    unread = fed.server.unread()
+                    assert len(unread) <= 1
+                    for offered, fd, let_go in unread:
+                        assert offered == OFFERED
+                        with socket.socket(fileno=os.dup(fd)) as kept:
+                            let_go()
+                            await fed.gone()
+                            client.sendall(b", world")
+                            assert kept.recv(100) == (b"hello, world" if speaks else b", world")
+                        given += 1
+                    if not unread:
+                        client.close()
+                        await fed.gone()
+                    fed.server.close()
+        assert given > 6
 
     on_loop(main)
 
