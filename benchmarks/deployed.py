@@ -51,18 +51,12 @@ async def echo(scope, receive, send):
         await send({{"type": "websocket.send", "text": event["text"]}})
 """
 
-PROGRAM = """
-import asyncio, os, signal
+PROGRAM = (
+    HANDLER
+    + """
+import asyncio, signal
 
 from websockets.asyncio.server import serve
-
-RELEASE = {release}
-HEARD = os.open(os.environ["HEARD"], os.O_WRONLY | os.O_APPEND)
-
-async def echo(ws):
-    async for message in ws:
-        os.write(HEARD, message.encode() + b"\\n")
-        await ws.send(message)
 
 async def main():
     stop = asyncio.Event()
@@ -72,6 +66,7 @@ async def main():
 
 asyncio.run(main())
 """
+)
 
 BROKEN = "RELEASE = {release}\nraise RuntimeError('this release is broken')\n"
 

@@ -263,6 +263,14 @@ def test_without_stickiness_a_full_slot_is_passed_over_until_all_are_full(choose
 # Stop
 
 
+def test_another_ledger_goes_on_with_what_one_remembers() -> None:
+    first = ledger_of(1, ByAddress(1), live=[])
+    first.accept(connections(1, 2), 0.5)
+    other = Ledger(1, ByAddress(1), WAIT, 0.0)
+    other.resume(first.books, ByAddress(1))
+    assert numbers_of(other.route(0, worker_of(0))) == [("hand off", worker_of(0), [1, 2])]
+
+
 def test_a_stop_rejects_what_waits_and_all_that_comes_later_but_not_what_is_offered() -> None:
     ledger = ledger_of()
     worker = worker_of(FIRST)

@@ -130,6 +130,14 @@ def test_a_reload_goes_on_without_the_slots_that_have_gone() -> None:
     assert fleet.rolling is None
 
 
+def test_a_reload_that_is_at_a_slot_that_stays_goes_on_there() -> None:
+    fleet = ready_fleet(3)
+    assert Spawn(0, 4, 2) in fleet.handle(ReloadAsked(), 0.0)
+    assert Resize(2) in fleet.handle(ScaleAsked(2), 1.0)
+    assert Spawn(1, 5, 2) in fleet.handle(BecameReady(4), 2.0)
+    assert fleet.handle(BecameReady(5), 3.0)[-1] == Reloaded(2)
+
+
 def test_a_reload_whose_slot_that_goes_has_lost_its_candidate_goes_on_too() -> None:
     fleet = ready_fleet(3)
     fleet.handle(ReloadAsked(), 0.0)
